@@ -1,0 +1,80 @@
+"""How every script starts, and how it ends: one line for bad input, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags
+
+from jfi.errors import InputError
+from nets import NetError
+
+HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parse the flags, run `main`, exit with its status (None is 0).
+
+    Bad flags and bad input print `error: ...` on standard error and exit with 2, a failing system
+    call (a full disk) with 1, an interrupt with 130. Any other exception is a defect and keeps
+    its traceback.
+    """
+    app.run(lambda _: _guard(main), flags_parser=_parse)
+
+
+def _guard(main: Callable[[], int | None]) -> int | None:
+    try:
+        _cache_compilations()
+        return main()
+    except (InputError, NetError) as error:
+        return _report(error, BAD_INPUT)
+    except OSError as error:
+        return _report(error, FAILED)
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The flags parser of absl, with our error line, exit status and help."""
+    if HELP & set(argv[1:]):
+        print(help_text())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_report(error, BAD_INPUT))
+    if len(rest) > 1:
+        sys.exit(_report(f"argument {rest[1]!r} is unknown; flags start with --", BAD_INPUT))
+    return rest
+
+
+def help_text() -> str:
+    """The script's docstring and its flags."""
+    doc = (sys.modules["__main__"].__doc__ or "").strip()
+    known = flags.FLAGS.get_key_flags_for_module("__main__")
+    return "\n".join([doc, "", "Flags:", *map(_flag_help, known)])
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    choices = getattr(flag.parser, "enum_values", None) or []
+    name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}"
+    default = "" if flag.default is None else f" (default: {flag.default})"
+    choice = f" One of {', '.join(choices)}." if choices else ""
+    return f"{name}{default}\n" + flags.text_wrap(flag.help + choice, 100, "      ")
+
+
+def _report(error: object, status: int) -> int:
+    """Print the error as one line; the exit status."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def _cache_compilations() -> None:
+    """Keep compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jfi" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,299 @@
+"""Data sets, and preparing them.
+
+Sets known by name: `digits` ships with scikit-learn (1,797 images of 8x8); `mnist` and `cifar10`
+are read as tensorflow-datasets prepared them, with no network access. Anything else is a .npz
+file with x_test and y_test, and x_train and y_train for training: images [B, H, W, C] or
+[B, H, W], uint8 or floats in [0, 1]; labels [B], integers from 0.
+
+Preparing mnist and cifar10 is done once. tensorflow-datasets needs TensorFlow installed for it
+(pip install tensorflow-cpu), though not for reading what was prepared:
+
+    python -m experiments.data --dataset=mnist --data_dir=DIR
+
+downloads the set. Without network access, put the four official files
+({train,t10k}-{images-idx3,labels-idx1}-ubyte.gz) in a folder and say where:
+
+    python -m experiments.data --dataset=mnist --manual_dir=FOLDER --data_dir=DIR
+
+Without TensorFlow, turn the same files into a .npz (in about 5 s) and use that as --dataset:
+
+    python -m experiments.data --dataset=mnist --manual_dir=FOLDER --out=mnist.npz
+"""
+
+import gzip
+import importlib.util
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from jfi.errors import InputError
+
+PREPARED = ("mnist", "cifar10")
+DATA_DIR = "~/tensorflow_datasets"
+DIGITS_TRAIN = 1437  # of 1,797; four fifths
+MNIST_FILES = {
+    "x_train": "train-images-idx3-ubyte.gz",
+    "y_train": "train-labels-idx1-ubyte.gz",
+    "x_test": "t10k-images-idx3-ubyte.gz",
+    "y_test": "t10k-labels-idx1-ubyte.gz",
+}
+
+
+class Dataset(NamedTuple):
+    """Images float32 in [0, 1], [B, H, W, C], not normalised; labels int32 [B] from 0.
+
+    The training half is None where there is none or it wasn't asked for.
+    """
+
+    name: str
+    x_train: np.ndarray | None
+    y_train: np.ndarray | None
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def names() -> tuple[str, ...]:
+    """Data sets known by name; `load` also takes the path of a .npz file."""
+    return ("digits", *PREPARED)
+
+
+def load(
+    name: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+    *,
+    train: bool = True,
+) -> Dataset:
+    """The data set of that name, or in that .npz file; without its training half if not `train`.
+
+    `data_dir` is where tensorflow-datasets keeps prepared sets (default ~/tensorflow_datasets);
+    with `manual_dir`, a set not prepared yet is prepared from the files there.
+    Raises InputError for an unknown or unprepared set and for arrays that aren't images with
+    their labels.
+    """
+    name = os.fspath(name)
+    splits = ("train", "test") if train else ("test",)
+    if name == "digits":
+        arrays = _digits()
+    elif name in PREPARED:
+        arrays = _prepared(name, Path(data_dir or DATA_DIR).expanduser(), manual_dir, splits)
+    elif name.endswith(".npz"):
+        arrays = _read_npz(Path(name))
+    else:
+        known = ", ".join(names())
+        raise InputError(f"dataset {name!r} is unknown; known are {known} and any .npz file")
+    return _dataset(Path(name).stem if name.endswith(".npz") else name, arrays, splits)
+
+
+def check_labels(dataset: Dataset, num_classes: int) -> None:
+    """Raise InputError where a label is outside 0 .. num_classes - 1."""
+    for key in ("y_train", "y_test"):
+        labels = getattr(dataset, key)
+        if labels is not None and labels.max() >= num_classes:
+            at = int(np.argmax(labels >= num_classes))
+            raise InputError(
+                f"dataset {dataset.name}: {key}[{at}] is {labels[at]}; "
+                f"labels of {num_classes} classes are 0 to {num_classes - 1}"
+            )
+
+
+def prepare(name: str, data_dir: Path, manual_dir: str | os.PathLike | None = None) -> Path:
+    """Have tensorflow-datasets prepare a set as array_record files; the folder they are in.
+
+    Raises InputError where TensorFlow isn't installed or an official file is missing.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"preparing {name} needs TensorFlow (pip install tensorflow-cpu); without it: "
+            "python -m experiments.data --dataset=mnist --manual_dir=FOLDER --out=mnist.npz"
+        )
+    if name == "mnist" and manual_dir is not None:
+        _check_files(Path(manual_dir))
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(download_config=config)
+    return Path(builder.data_dir)
+
+
+def convert_mnist(manual_dir: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Write the four official MNIST files as one .npz; InputError where one isn't as published."""
+    _check_files(Path(manual_dir))
+    arrays = {key: read_idx(Path(manual_dir) / file) for key, file in MNIST_FILES.items()}
+    _dataset("mnist", arrays, ("train", "test"))  # checks them
+    out = Path(out)
+    temporary = out.with_name(f".{out.name}.part")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(temporary, out)
+
+
+def read_idx(path: str | os.PathLike) -> np.ndarray:
+    """The uint8 array of a gzipped IDX file: 0, 0, type 8, rank, big-endian sizes, values."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: truncated, or not gzip ({error})") from error
+    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+        raise InputError(f"{path}: not an IDX file of unsigned bytes")
+    shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
+    if values.size != math.prod(shape):
+        raise InputError(f"{path}: holds {values.size} values; its header says {shape}")
+    return values.reshape(shape)
+
+
+def _digits() -> dict[str, np.ndarray]:
+    """Scikit-learn's digits, 0 .. 16 scaled to [0, 1], in a fixed order and split.
+
+    The order comes from the raw stream of Philox, which no release of NumPy changes.
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.argsort(np.random.Philox(0).random_raw(len(labels)))
+    images = (images.reshape(-1, 8, 8, 1)[order] / 16).astype(np.float32)
+    train, test = slice(None, DIGITS_TRAIN), slice(DIGITS_TRAIN, None)
+    return dict(
+        zip(MNIST_FILES, (images[train], labels[order][train], images[test], labels[order][test]))
+    )
+
+
+def _prepared(
+    name: str, data_dir: Path, manual_dir: str | os.PathLike | None, splits: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Arrays of a set that tensorflow-datasets prepared, read without TensorFlow."""
+    versions = sorted((data_dir / name).glob("*/dataset_info.json"))
+    if not versions and manual_dir is None:
+        raise InputError(_how_to_prepare(f"dataset {name} isn't prepared in {data_dir}", name))
+    folder = versions[-1].parent if versions else prepare(name, data_dir, manual_dir)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        stored = f"{folder} holds {builder.info.file_format.value}, not array_record"
+        raise InputError(_how_to_prepare(stored, name))
+    arrays = {}
+    for split in splits:
+        source = builder.as_data_source(split=split)
+        examples = source.__getitems__(range(len(source)))
+        arrays[f"x_{split}"] = np.stack([example["image"] for example in examples])
+        arrays[f"y_{split}"] = np.array([example["label"] for example in examples])
+    return arrays
+
+
+def _how_to_prepare(problem: str, name: str) -> str:
+    return (
+        f"{problem}; prepare it with: python -m experiments.data --dataset={name} "
+        "--data_dir=DIR (--help says how without network access or TensorFlow)"
+    )
+
+
+def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
+    """Every array of a .npz file; pickled objects are refused."""
+    if not path.is_file():
+        raise InputError(f"dataset {path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in MNIST_FILES if key in arrays}
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
+        raise InputError(f"dataset {path}: truncated, or not a .npz file of arrays") from error
+
+
+def _dataset(name: str, arrays: Mapping[str, np.ndarray], splits: tuple[str, ...]) -> Dataset:
+    """The arrays as a Dataset, checked; the test half is required, the training half isn't."""
+    halves = {"train": (None, None), "test": (None, None)}
+    for split in splits:
+        if split == "test" or f"x_{split}" in arrays or f"y_{split}" in arrays:
+            halves[split] = _half(name, arrays, split)
+    dataset = Dataset(name, *halves["train"], *halves["test"])
+    if dataset.x_train is not None and dataset.x_train.shape[1:] != dataset.x_test.shape[1:]:
+        raise InputError(
+            f"dataset {name}: images of x_train have shape {dataset.x_train.shape[1:]}, "
+            f"those of x_test {dataset.x_test.shape[1:]}; one shape is right"
+        )
+    return dataset
+
+
+def _half(
+    name: str, arrays: Mapping[str, np.ndarray], split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checked images and labels of one split."""
+    for key in (f"x_{split}", f"y_{split}"):
+        if key not in arrays:
+            raise InputError(f"dataset {name}: lacks {key}; x_test and y_test are needed")
+    images = _images(f"dataset {name}: x_{split}", arrays[f"x_{split}"])
+    labels = _labels(f"dataset {name}: y_{split}", arrays[f"y_{split}"])
+    if len(images) != len(labels):
+        raise InputError(f"dataset {name}: {len(images)} images, {len(labels)} labels in {split}")
+    return images, labels
+
+
+def _images(what: str, images: np.ndarray) -> np.ndarray:
+    """Images as float32 in [0, 1], [B, H, W, C]."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.size == 0:
+        raise InputError(f"{what} has shape {images.shape}; [B, H, W, C] is right")
+    if images.dtype == np.uint8:
+        return images / np.float32(255)
+    if images.dtype.kind != "f":
+        raise InputError(f"{what} is {images.dtype}; uint8, or floats in [0, 1], are right")
+    wrong = ~((images >= 0) & (images <= 1))  # true of NaN also
+    if wrong.any():
+        raise InputError(f"{what} holds {images[wrong][0]}; floats in [0, 1] are right")
+    return images.astype(np.float32)
+
+
+def _labels(what: str, labels: np.ndarray) -> np.ndarray:
+    """Labels as int32 [B]."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{what} is {labels.dtype} of shape {labels.shape}; integers of shape [B] are right"
+        )
+    if labels.size and labels.min() < 0:
+        raise InputError(f"{what} holds {labels.min()}; labels from 0 are right")
+    return labels.astype(np.int32)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError where one of MNIST's official files is missing."""
+    for file in MNIST_FILES.values():
+        if not (folder / file).is_file():
+            raise InputError(f"manual_dir {folder}: lacks {file}, an official file of MNIST")
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    flags.DEFINE_enum("dataset", "mnist", PREPARED, "The set to prepare.")
+    flags.DEFINE_string("data_dir", DATA_DIR, "Where tensorflow-datasets keeps prepared sets.")
+    flags.DEFINE_string("manual_dir", None, "Folder of the official files; else: download.")
+    flags.DEFINE_string("out", None, "Write mnist as this .npz instead; needs --manual_dir.")
+
+
+def main() -> None:
+    """Prepare the set that the flags name."""
+    args = flags.FLAGS
+    if args.out is None:
+        folder = prepare(args.dataset, Path(args.data_dir).expanduser(), args.manual_dir)
+        print(f"{args.dataset}: prepared in {folder}")
+        return
+    if args.dataset != "mnist" or args.manual_dir is None or not args.out.endswith(".npz"):
+        raise InputError("--out=FILE.npz goes with --dataset=mnist and --manual_dir=FOLDER")
+    convert_mnist(args.manual_dir, args.out)
+    print(f"mnist: written to {args.out}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,146 @@
+"""The words of a number format as bits: read them, break them, put them back.
+
+Bit 0 is the least significant bit of the word. For float32, bit 31 is the sign, bits 30 to 23 the
+exponent, and bit 0 the last bit of the mantissa.
+
+Every function takes NumPy arrays and JAX arrays, concrete or traced. NumPy arrays stay NumPy, so
+that 64-bit words work whatever JAX is set to. Nothing here does arithmetic on the numbers: NaN
+payloads, signed zeros and subnormals pass through unchanged.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jfi.errors import InputError
+
+POLARITIES = ("stuck_at_0", "stuck_at_1", "flip")
+STUCK_AT_0, STUCK_AT_1, FLIP = range(3)
+
+_WORDS = {8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
+
+
+def width(dtype) -> int:
+    """Bits in one word of `dtype`: 8, 16, 32 or 64.
+
+    Raises:
+        InputError: `dtype` is not a real number format of whole native words (it is bool, complex,
+            object, string, int4, extended precision or of foreign byte order).
+    """
+    dtype = np.dtype(dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        bits = jnp.finfo(dtype).bits
+    elif jnp.issubdtype(dtype, jnp.integer):
+        bits = jnp.iinfo(dtype).bits
+    else:
+        bits = 0
+    if bits not in _WORDS or bits != 8 * dtype.itemsize or not dtype.isnative:
+        raise InputError(
+            f"dtype {dtype} has no words to break: "
+            "use a float or integer of 8, 16, 32 or 64 bits in native byte order"
+        )
+    return bits
+
+
+def word_dtype(dtype) -> np.dtype:
+    """The unsigned integer as wide as `dtype`. Raises InputError as `width` does."""
+    return _WORDS[width(dtype)]
+
+
+def to_bits(x):
+    """Words of `x` as unsigned integers of the same shape: a view in NumPy, a bitcast in JAX."""
+    if isinstance(x, jax.Array):
+        return lax.bitcast_convert_type(x, word_dtype(x.dtype))
+    x = np.asarray(x)
+    return x.view(word_dtype(x.dtype))
+
+
+def from_bits(words, dtype):
+    """Numbers of `dtype` with the given words; the inverse of `to_bits`.
+
+    Raises:
+        InputError: `words` are not the unsigned integers as wide as `dtype`.
+    """
+    dtype = np.dtype(dtype)
+    if words.dtype != word_dtype(dtype):
+        raise InputError(f"words of {dtype} are {word_dtype(dtype)}, not {words.dtype}")
+    if isinstance(words, jax.Array):
+        return lax.bitcast_convert_type(words, dtype)
+    return np.asarray(words).view(dtype)
+
+
+def set_bit(words, bit, polarity):
+    """`words` with one bit of each stuck at 0, stuck at 1 or flipped.
+
+    Args:
+        words: unsigned integers [...].
+        bit: integers that broadcast against `words`, in [0, width).
+        polarity: codes that broadcast against `words`: STUCK_AT_0, STUCK_AT_1 or FLIP.
+
+    Returns:
+        Words of the dtype of `words`: a JAX array if any of the three is, else a NumPy array.
+
+    Raises:
+        InputError: a bit or polarity out of range (one that is traced cannot be checked).
+    """
+    _check_range("bit", bit, 8 * words.dtype.itemsize)
+    _check_range("polarity", polarity, len(POLARITIES))
+    if any(isinstance(a, jax.Array) for a in (words, bit, polarity)):
+        xp, words = jnp, _on_device(words)
+    else:
+        xp = np
+    # The mask is made in the word's own dtype: promotion must never widen or sign it.
+    mask = xp.left_shift(xp.ones((), words.dtype), xp.asarray(bit).astype(words.dtype))
+    polarity = xp.asarray(polarity)
+    stuck_at_0, stuck_at_1, flipped = words & ~mask, words | mask, words ^ mask
+    stuck = xp.where(polarity == STUCK_AT_0, stuck_at_0, stuck_at_1)
+    return xp.where(polarity == FLIP, flipped, stuck)
+
+
+def faulty(x, bit, polarity):
+    """`x` with one bit of every number made faulty; arguments broadcast as in `set_bit`."""
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    return from_bits(set_bit(to_bits(x), bit, polarity), x.dtype)
+
+
+def inject(leaf, index, bit, polarity) -> jax.Array:
+    """`leaf` with one faulty word: the naive, obviously right injection the fast path answers to.
+
+    Args:
+        leaf: numbers of any shape.
+        index: scalar position of the word in C order, in [0, leaf.size); may be traced.
+        bit, polarity: scalars, as in `set_bit`; may be traced.
+
+    Returns:
+        A JAX array of the shape and dtype of `leaf`. Map over faults with `jax.vmap`.
+
+    Raises:
+        InputError: an index, bit or polarity out of range (one that is traced cannot be checked).
+    """
+    leaf = _on_device(leaf)
+    _check_range("index", index, leaf.size)
+    words = to_bits(leaf).ravel()
+    words = words.at[index].set(set_bit(words[index], bit, polarity))
+    return from_bits(words, leaf.dtype).reshape(leaf.shape)
+
+
+def _on_device(x) -> jax.Array:
+    """`x` as a JAX array of the same dtype; without x64 JAX would quietly halve 64-bit words."""
+    array = jnp.asarray(x)
+    if not isinstance(x, jax.Array) and array.dtype != np.asarray(x).dtype:
+        raise InputError(
+            f"{np.asarray(x).dtype} words do not fit JAX as it is set: enable jax_enable_x64, "
+            "or use NumPy arrays throughout"
+        )
+    return array
+
+
+def _check_range(what: str, values, end: int) -> None:
+    """A shift beyond the word would quietly inject nothing, an index beyond it the wrong fault."""
+    if isinstance(values, jax.core.Tracer):
+        return
+    values = np.asarray(values)
+    bad = (values < 0) | (values >= end)
+    if bad.any():
+        raise InputError(f"{what} {values[bad][0]} is out of range: give 0 to {end - 1}")

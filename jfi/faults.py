@@ -1,0 +1,293 @@
+"""Faults and the space they form: numbered, never listed.
+
+A fault is (site, index, bit, polarity). A `FaultSpace` gives each of its N faults an id in [0, N),
+site-major, then by index, bit and polarity, and goes between ids and faults by int64 arithmetic
+alone, so a space of 10^12 faults costs as little as one of ten.
+"""
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jfi import bits as jbits
+from jfi.errors import InputError
+
+FAULT_MODELS = {
+    "stuck_at": (jbits.STUCK_AT_0, jbits.STUCK_AT_1),
+    "flip": (jbits.FLIP,),
+}
+
+COLUMNS = ("site", "index", "bit", "polarity")
+
+
+class Site(NamedTuple):
+    """A place where faults live: a parameter leaf, or a named run-time value."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def words(self) -> int:
+        """Numbers in the site."""
+        return math.prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Bits in each of them."""
+        return jbits.width(self.dtype)
+
+
+class Faults(NamedTuple):
+    """F faults as a struct of arrays. Their number is `faults.site.size`."""
+
+    site: np.ndarray  # int32[F], position in the list of sites
+    index: np.ndarray  # int64[F], position of the word in the site, C order
+    bit: np.ndarray  # int16[F]
+    polarity: np.ndarray  # int8[F], code in jfi.bits.POLARITIES
+
+
+class FaultSpace:
+    """Every fault of the given sites, polarities and bits.
+
+    Args:
+        sites: the S sites, with distinct names.
+        polarities: codes of jfi.bits.POLARITIES; a fault model of FAULT_MODELS.
+        bits: bit positions to break, all by default. A site has those that its words have.
+
+    Attributes:
+        sites, polarities, bits: as given, polarities and bits in ascending order.
+        size: N, the number of faults.
+        cells: int64[S, W], faults of each (site, bit); W is the width of the widest site.
+        site_sizes: int64[S], faults of each site.
+
+    Raises:
+        InputError: no site or two of one name, a dtype without bits, a polarity or bit that is
+            repeated or does not exist, or more faults than int64 counts.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        polarities: Sequence[int],
+        bits: Sequence[int] | None = None,
+    ):
+        self.sites = tuple(sites)
+        _check_names([site.name for site in self.sites])
+        self.widths = np.array([site.width for site in self.sites])
+        self.polarities = _choice("polarity", polarities, len(jbits.POLARITIES))
+        widest = int(self.widths.max())
+        self.bits = _choice("bit", range(widest) if bits is None else bits, widest)
+        self.size = sum(
+            site.words * int(count) * len(self.polarities)
+            for site, count in zip(self.sites, self._bit_counts, strict=True)
+        )
+        if self.size > np.iinfo(np.int64).max:
+            raise InputError(f"{self.size} faults are too many to number: int64 holds 2^63 - 1")
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        has_bit = np.zeros((len(self.sites), int(self.widths.max())), np.int64)
+        has_bit[:, list(self.bits)] = np.array(self.bits) < self.widths[:, None]
+        words = np.array([site.words for site in self.sites], np.int64)
+        return words[:, None] * has_bit * len(self.polarities)
+
+    @cached_property
+    def site_sizes(self) -> np.ndarray:
+        return self.cells.sum(axis=1)
+
+    def decode(self, ids) -> Faults:
+        """The faults with ids int64[...]; fields have the shape of `ids`.
+
+        Raises:
+            InputError: an id that is not an integer in [0, N), naming its row.
+        """
+        ids = _check_range("fault id", ids, self.size)
+        site = np.searchsorted(self._ends, ids, side="right")
+        rest, polarity = np.divmod(ids - self._starts[site], len(self.polarities))
+        index, bit = np.divmod(rest, self._bit_counts[site])
+        return Faults(
+            site=site.astype(np.int32),
+            index=index,
+            bit=np.array(self.bits, np.int16)[bit],
+            polarity=np.array(self.polarities, np.int8)[polarity],
+        )
+
+    def encode(self, faults: Faults) -> np.ndarray:
+        """The ids int64[...] of `faults`; the inverse of `decode`.
+
+        Raises:
+            InputError: a fault that is not in the space, naming its row and field.
+        """
+        site = _check_range("site", faults.site, len(self.sites))
+        words = np.array([s.words for s in self.sites], np.int64)
+        index = _check_range("index", faults.index, words[site])
+        bit = _rank("bit", faults.bit, self.bits)
+        _check_range("bit", faults.bit, self.widths[site])
+        polarity = _rank("polarity", faults.polarity, self.polarities)
+        return self._id(site, index, bit, polarity)
+
+    def stratum_size(self, site: int | None = None, bit: int | None = None) -> int:
+        """Faults in a stratum: of one site, one bit, both, or (None, None) the whole network."""
+        return int(self.cells[_all_or(site), _all_or(bit)].sum())
+
+    def stratum_ids(self, site: int | None, bit: int | None, k) -> np.ndarray:
+        """The ids int64[...] of the k-th faults of a stratum, counted in order of their ids.
+
+        Args:
+            site, bit: the stratum, as in `stratum_size`.
+            k: int64[...], in [0, stratum_size(site, bit)).
+
+        Raises:
+            InputError: a `k` beyond the stratum, naming its row.
+        """
+        k = _check_range(f"fault of {self._describe(site, bit)}", k, self.stratum_size(site, bit))
+        if bit is None:
+            return k if site is None else k + self._starts[site]
+        if site is None:
+            sizes = self.cells[:, bit]
+            ends = np.cumsum(sizes)
+            site = np.searchsorted(ends, k, side="right")
+            k = k - (ends - sizes)[site]
+        index, polarity = np.divmod(k, len(self.polarities))
+        return self._id(site, index, self.bits.index(bit), polarity)
+
+    def _id(self, site, index, bit_rank, polarity_rank) -> np.ndarray:
+        within = (index * self._bit_counts[site] + bit_rank) * len(self.polarities) + polarity_rank
+        return self._starts[site] + within
+
+    def _describe(self, site: int | None, bit: int | None) -> str:
+        where = "the network" if site is None else self.sites[site].name
+        return where if bit is None else f"{where} bit {bit}"
+
+    @cached_property
+    def _bit_counts(self) -> np.ndarray:
+        # A site's bits are the first of self.bits, which is sorted.
+        return np.searchsorted(np.array(self.bits), self.widths).astype(np.int64)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.site_sizes)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return self._ends - self.site_sizes
+
+
+def read_fault_list(path: str | Path, sites: Sequence[Site]) -> Faults:
+    """The faults listed in a CSV file with the columns site, index, bit and polarity.
+
+    `site` is the name of one of `sites`; `index` the position of the word in it, C order; `bit` its
+    number; `polarity` one of jfi.bits.POLARITIES. Faults keep the file's order. A row may occur
+    more than once, and is then that many faults.
+
+    Raises:
+        InputError: a file that cannot be read, has another header or no fault, or a row that names
+            no fault of the sites: with the file, the line, the value and what would be right.
+    """
+    rows = _read_rows(Path(path))
+    if not rows:
+        raise InputError(f"fault list {path} has no faults below its header")
+    numbers = {site.name: i for i, site in enumerate(sites)}
+    parsed = [_parse_row(f"fault list {path}, line {n}", row, sites, numbers) for n, row in rows]
+    columns = zip(*parsed, strict=True)
+    dtypes = (np.int32, np.int64, np.int16, np.int8)
+    return Faults(*(np.array(c, dtype) for c, dtype in zip(columns, dtypes, strict=True)))
+
+
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of each row below the header; blank lines are left out."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"fault list {path} cannot be read as CSV: {error}") from error
+    header = rows[0][1] if rows else []
+    if header != list(COLUMNS):
+        raise InputError(
+            f"fault list {path} starts with {','.join(header)!r}: "
+            f"the first line must be the header {','.join(COLUMNS)}"
+        )
+    return rows[1:]
+
+
+def _parse_row(
+    where: str, row: list[str], sites: Sequence[Site], numbers: dict[str, int]
+) -> tuple[int, int, int, int]:
+    if len(row) != len(COLUMNS):
+        raise InputError(f"{where}: {len(row)} cells, not the {len(COLUMNS)} of {COLUMNS}")
+    name, index, bit, polarity = row
+    if name not in numbers:
+        raise InputError(f"{where}: no site {name!r}; the sites are {_some(numbers)}")
+    if polarity not in jbits.POLARITIES:
+        raise InputError(f"{where}: polarity {polarity!r} is none of {_some(jbits.POLARITIES)}")
+    site = sites[numbers[name]]
+    return (
+        numbers[name],
+        _parse_integer(f"{where}: index of {name}", index, site.words),
+        _parse_integer(f"{where}: bit of {name}", bit, site.width),
+        jbits.POLARITIES.index(polarity),
+    )
+
+
+def _parse_integer(what: str, text: str, end: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) >= end:
+        raise InputError(f"{what} is {text!r}, not an integer from 0 to {end - 1}")
+    return int(text)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _all_or(position: int | None):
+    return slice(None) if position is None else position
+
+
+def _check_names(names: list[str]) -> None:
+    if not names:
+        raise InputError("a fault space needs at least one site")
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+    if repeated:
+        raise InputError(f"site {repeated[0]!r} is given more than once")
+
+
+def _choice(what: str, values: Sequence[int], end: int) -> tuple[int, ...]:
+    """`values` in ascending order, if they are distinct integers in [0, end)."""
+    chosen = sorted(int(v) for v in values)
+    if not chosen or len(set(chosen)) != len(chosen) or chosen[0] < 0 or chosen[-1] >= end:
+        raise InputError(f"{what} choice {chosen} must be distinct integers from 0 to {end - 1}")
+    return tuple(chosen)
+
+
+def _check_range(what: str, values, end) -> np.ndarray:
+    """`values` as int64, if they are integers in [0, end); `end` broadcasts against them."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iu" and values.size:
+        raise InputError(f"{what} has dtype {values.dtype}, not an integer dtype")
+    bad = (values < 0) | (values >= end)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        limit = int(np.broadcast_to(end, values.shape).flat[row])
+        raise InputError(f"{what} {values.flat[row]} in row {row} is not in 0 to {limit - 1}")
+    return values.astype(np.int64)
+
+
+def _rank(what: str, values, choice: tuple[int, ...]) -> np.ndarray:
+    """Position of each value in the sorted `choice`."""
+    values = np.asarray(values)
+    bad = ~np.isin(values, choice)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(f"{what} {values.flat[row]} in row {row} is none of {choice}")
+    return np.searchsorted(np.array(choice), values)

@@ -1,0 +1,133 @@
+"""The outcome of a fault: one partition of (fault, image) pairs, and its counts per fault.
+
+A pair is *masked* (outputs equal to golden), *non-critical* (outputs differ, top-1 equal) or
+*critical* (top-1 differs from the golden top-1, not from the label). The classes below refine
+that: every pair is in exactly one of them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CLASSES = ("masked", "sdc_0_5", "sdc_5_10", "sdc_10_20", "sdc_20", "sdc_1", "non_finite")
+MASKED, SDC_20, SDC_1, NON_FINITE = (
+    CLASSES.index(name) for name in ("masked", "sdc_20", "sdc_1", "non_finite")
+)
+
+# A code is a class in its low three bits and two flags that hold beside any class.
+CLASS_MASK, CRITICAL, CORRECT = 0b00111, 0b01000, 0b10000
+
+
+class Outcomes(NamedTuple):
+    """Counts of images per fault, one row a fault (NumPy, int32 ``[F]`` unless said).
+
+    ``masked + non_critical + critical`` is the number of images, and so is the sum of the
+    fields named in ``CLASSES``: ``non_finite`` pairs are counted on their own and as one of
+    non-critical and critical.
+    """
+
+    masked: np.ndarray
+    non_critical: np.ndarray
+    critical: np.ndarray
+    non_finite: np.ndarray
+    sdc_0_5: np.ndarray
+    sdc_5_10: np.ndarray
+    sdc_10_20: np.ndarray
+    sdc_20: np.ndarray
+    sdc_1: np.ndarray
+    correct: np.ndarray  # images whose faulty top-1 is the label: the faulty accuracy's numerator
+    first_critical: np.ndarray  # the first image the fault is critical for, -1 where none
+    critical_bits: np.ndarray | None  # uint8 [F, ceil(B / 8)], images packed by np.packbits
+
+
+def confidence(logits: jax.Array, top: jax.Array) -> jax.Array:
+    """Softmax of ``logits [..., C]`` at class ``top [...]``, float32 ``[...]``."""
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # The maximum is taken off in the wider type, so that no finite logit overflows.
+    shifted = (wide - jnp.max(wide, axis=-1, keepdims=True)).astype(jnp.float32)
+    exps = jnp.exp(shifted)
+    at_top = jnp.take_along_axis(exps, top[..., None], axis=-1)[..., 0]
+    return at_top / jnp.sum(exps, axis=-1)
+
+
+def sdc_bin(golden: jax.Array, faulty: jax.Array) -> jax.Array:
+    """Class 1 to 4 of a confidence that moved: [0, 5%), [5%, 10%), [10%, 20%), [20%, inf).
+
+    The change relative to golden is compared as ``20 |d| < golden`` and so on: products with
+    small integers, exact at the edges wherever the edge itself is a float.
+    """
+    change = jnp.abs(faulty - golden)
+    inside = [(times * change < golden).astype(jnp.uint8) for times in (20, 10, 5)]
+    # A change below 5% is below all three edges; NaN is below none and lands in the last bin.
+    return jnp.uint8(SDC_20) - sum(inside)
+
+
+def classify(golden_logits: jax.Array, faulty_logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The outcome code of every pair: uint8 ``[...]``, under jit and vmap too.
+
+    ``golden_logits`` and ``faulty_logits`` are ``[..., C]``, ``label`` is int ``[...]``; leading
+    axes broadcast. Low three bits: the index in ``CLASSES``, the first that holds of
+
+    * masked: every logit equals golden, as numbers (``-0 == 0``);
+    * non_finite: an infinity or NaN in the faulty logits;
+    * sdc_1: the top-1 differs from the golden top-1;
+    * sdc_a_b: the softmax confidence of the golden top-1 moved by a to b percent of itself.
+
+    Bit 3 (``CRITICAL``) is set when the top-1 differs from golden, non-finite outputs included;
+    bit 4 (``CORRECT``) when the faulty top-1 is the label. Top-1 is argmax: the first of equal
+    maxima, and the first NaN where there is one.
+    """
+    golden_logits, faulty_logits = jnp.broadcast_arrays(golden_logits, faulty_logits)
+    golden_top = jnp.argmax(golden_logits, axis=-1)
+    faulty_top = jnp.argmax(faulty_logits, axis=-1)
+    changed = golden_top != faulty_top
+    masked = jnp.all(golden_logits == faulty_logits, axis=-1)
+    finite = jnp.all(jnp.isfinite(faulty_logits), axis=-1)
+    moved = sdc_bin(confidence(golden_logits, golden_top), confidence(faulty_logits, golden_top))
+    code = jnp.where(changed, jnp.uint8(SDC_1), moved)
+    code = jnp.where(finite, code, jnp.uint8(NON_FINITE))
+    code = jnp.where(masked, jnp.uint8(MASKED), code)
+    critical = changed.astype(jnp.uint8) * CRITICAL
+    correct = (faulty_top == label).astype(jnp.uint8) * CORRECT
+    return (code | critical | correct).astype(jnp.uint8)
+
+
+def tally(codes: np.ndarray, keep_bits: bool = False) -> Outcomes:
+    """Counts per fault of the codes uint8 ``[F, B]`` of its pairs, images in workload order.
+
+    With ``keep_bits`` the per-image critical bits are kept, packed.
+    """
+    codes = np.asarray(codes)
+    classes = codes & CLASS_MASK
+    by_class = {name: _count(classes == code) for code, name in enumerate(CLASSES)}
+    hit = (codes & CRITICAL) != 0
+    critical = _count(hit)
+    return Outcomes(
+        **by_class,
+        non_critical=np.int32(codes.shape[1]) - by_class["masked"] - critical,
+        critical=critical,
+        correct=_count(codes & CORRECT),
+        first_critical=np.where(critical > 0, hit.argmax(axis=1), -1).astype(np.int32),
+        critical_bits=np.packbits(hit, axis=1) if keep_bits else None,
+    )
+
+
+def identity(images: int, correct_golden: int, keep_bits: bool, n: int) -> Outcomes:
+    """The outcomes of ``n`` faults that leave their word as it is: masked on every image.
+
+    ``correct_golden`` is how many of the ``images`` the golden network labels correctly.
+    """
+    constant = {"masked": images, "correct": correct_golden, "first_critical": -1}
+    counts = {
+        name: np.full(n, constant.get(name, 0), np.int32)
+        for name in Outcomes._fields
+        if name != "critical_bits"
+    }
+    bits = np.zeros((n, -(-images // 8)), np.uint8) if keep_bits else None
+    return Outcomes(**counts, critical_bits=bits)
+
+
+def _count(flags: np.ndarray) -> np.ndarray:
+    return np.count_nonzero(flags, axis=1).astype(np.int32)

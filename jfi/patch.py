@@ -1,0 +1,458 @@
+"""How a local change travels through a network: one rule per primitive.
+
+A faulty value that equals the golden one but for a block is held as a `Patch`: the block and
+where it is. A faulted weight starts as one element; a convolution or a dense layer, linear in
+it, turns it into one output channel (the rank-one update); element-wise operations, pooling and
+layout changes keep it there; the next convolution or dense layer is updated from its golden
+output with that one input channel. Where no rule holds, the value is evaluated whole.
+
+Rules see single images and single faults; the engine maps them over many with `vmap`.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jfi.program import bind
+
+Index = Any  # an int32 scalar, usually traced
+
+
+class Patch(NamedTuple):
+    """A value that equals the golden one outside a block.
+
+    at: per axis, the index of the block on that axis, or None where it spans the whole axis.
+    value: the block; size 1 on the axes that `at` fixes.
+    """
+
+    at: tuple[Index | None, ...]
+    value: Any
+
+
+class Golden(Protocol):
+    """Access to values of the golden run, whole or by block."""
+
+    def whole(self, atom) -> Any: ...
+
+    def block(self, atom, at: Sequence[Index | None]) -> Any:
+        """The block of `atom` that a patch at `at` would cover."""
+
+    def padded(self, atom, config, start, sizes) -> Any:
+        """The window `sizes` at `start` of `atom` padded with zeros as in `lax.pad`."""
+
+
+def shape(atom) -> tuple[int, ...]:
+    return atom.aval.shape
+
+
+def make(atom, at: Sequence[Index | None], value) -> Patch | Any:
+    """A patch of `atom`, or the plain value when the block spans all of it."""
+    at = tuple(None if d == 1 else i for i, d in zip(at, shape(atom), strict=True))
+    return value if all(i is None for i in at) else Patch(at, value)
+
+
+def whole(golden: Golden, atom, value: Patch | Any) -> Any:
+    """The full faulty value: golden with the patch written in."""
+    if not isinstance(value, Patch):
+        return value
+    # A select vectorises; a dynamic update under vmap becomes a scatter, slow on CPU.
+    dims = shape(atom)
+    here = [
+        lax.broadcasted_iota(jnp.int32, dims, axis) == index
+        for axis, index in enumerate(value.at)
+        if index is not None
+    ]
+    return jnp.where(reduce(jnp.logical_and, here), value.value, golden.whole(atom))
+
+
+def _blocks(golden: Golden, eqn, values, at) -> list[Any]:
+    """Every operand cut to the block `at`; scalars as they are."""
+    return [
+        value.value
+        if isinstance(value, Patch)
+        else golden.whole(atom)
+        if not shape(atom)
+        else golden.block(atom, at)
+        for atom, value in zip(eqn.invars, values, strict=True)
+    ]
+
+
+def _only(values) -> Patch | None:
+    """The one patch among operands that are otherwise golden (None), else None."""
+    faulty = [value for value in values if value is not None]
+    return faulty[0] if len(faulty) == 1 and isinstance(faulty[0], Patch) else None
+
+
+def _fixed(patch: Patch) -> list[int]:
+    return [axis for axis, index in enumerate(patch.at) if index is not None]
+
+
+# --- Rules. Each takes (golden, eqn, values): an operand's value is None where it is golden, a
+# --- Patch, or a full array; it returns a Patch, a full array, or None where it does not apply.
+
+
+def _elementwise(golden, eqn, values):
+    at = _common_index(values)
+    if at is None:
+        return None
+    return Patch(at, bind(eqn, _blocks(golden, eqn, values, at))[0])
+
+
+def _common_index(values):
+    """The block that all patches share; None if they differ or a full value is among them."""
+    faulty = [value for value in values if value is not None]
+    if not all(isinstance(value, Patch) for value in faulty):
+        return None
+    at = faulty[0].at
+    # Tracers are compared by identity: the same fault index stays the same object.
+    same = all(i is j for value in faulty for i, j in zip(value.at, at, strict=True))
+    return at if same else None
+
+
+def _broadcast_in_dim(golden, eqn, values):
+    patch = _only(values)
+    if patch is None:
+        return None
+    dims = eqn.params["broadcast_dimensions"]
+    at = [None] * len(eqn.params["shape"])
+    for axis, index in zip(dims, patch.at, strict=True):
+        at[axis] = index
+    out = tuple(d if i is None else 1 for d, i in zip(eqn.params["shape"], at, strict=True))
+    return Patch(tuple(at), lax.broadcast_in_dim(patch.value, out, dims))
+
+
+def _transpose(golden, eqn, values):
+    (patch,) = values
+    order = eqn.params["permutation"]
+    return Patch(tuple(patch.at[axis] for axis in order), lax.transpose(patch.value, order))
+
+
+def _squeeze(golden, eqn, values):
+    (patch,) = values
+    gone = eqn.params["dimensions"]
+    at = tuple(index for axis, index in enumerate(patch.at) if axis not in gone)
+    return Patch(at, lax.squeeze(patch.value, gone))
+
+
+def _reshape(golden, eqn, values):
+    patch = _only(values)
+    if patch is None or eqn.params["dimensions"] is not None:
+        return None
+    old, new = shape(eqn.invars[0]), eqn.params["new_sizes"]
+    if all(i is not None or d == 1 for i, d in zip(patch.at, old, strict=True)):
+        at = _unravel(_ravel(patch.at, old), new)
+    else:
+        at = _kept_axes(patch.at, old, new)
+    if at is None:
+        return None
+    out = tuple(d if i is None else 1 for d, i in zip(new, at, strict=True))
+    return Patch(at, lax.reshape(patch.value, out))
+
+
+def _kept_axes(at, old, new):
+    """`at` on the new shape if every fixed axis survives the reshape, else None."""
+    out: list[Index | None] = [None] * len(new)
+    for axis, index in enumerate(at):
+        if index is None:
+            continue
+        before = math.prod(old[:axis])
+        place = [
+            j for j, d in enumerate(new) if d == old[axis] and math.prod(new[:j]) == before
+        ]
+        if not place:
+            return None
+        out[place[0]] = index
+    return tuple(out)
+
+
+def _ravel(at, dims):
+    flat = jnp.int32(0)
+    for index, d in zip(at, dims, strict=True):
+        flat = flat * d + (0 if index is None else index)
+    return flat
+
+
+def _unravel(flat, dims):
+    at = []
+    for d in reversed(dims):
+        at.append(None if d == 1 else flat % d)
+        flat = flat // d
+    return tuple(reversed(at))
+
+
+def _reduce(golden, eqn, values):
+    patch = _only(values)
+    axes = eqn.params.get("axes", ())
+    if patch is None or set(axes).intersection(_fixed(patch)):
+        return None
+    at = tuple(index for axis, index in enumerate(patch.at) if axis not in axes)
+    return Patch(at, bind(eqn, [patch.value])[0])
+
+
+def _reduce_window(golden, eqn, values):
+    (patch,), params = values, eqn.params
+    rank = len(patch.at)
+    plain = all(
+        params["window_dimensions"][axis] == 1
+        and params["window_strides"][axis] == 1
+        and params["padding"][axis] == (0, 0)
+        and (params.get("base_dilation") or (1,) * rank)[axis] == 1
+        for axis in _fixed(patch)
+    )
+    if not plain:
+        return None
+    return Patch(patch.at, bind(eqn, [patch.value])[0])
+
+
+def _pad(golden, eqn, values):
+    patch, fill = values
+    config = list(eqn.params["padding_config"])
+    if not isinstance(patch, Patch) or fill is not None:
+        return None
+    at = list(patch.at)
+    for axis in _fixed(patch):
+        low, _, interior = config[axis]
+        at[axis], config[axis] = at[axis] * (interior + 1) + low, (0, 0, 0)
+    if any(low < 0 or high < 0 for low, high, _ in eqn.params["padding_config"]):
+        return None  # Negative padding may cut the block off.
+    return Patch(tuple(at), lax.pad(patch.value, golden.whole(eqn.invars[1]), config))
+
+
+def _slice(golden, eqn, values):
+    (patch,) = values
+    dims = shape(eqn.invars[0])
+    start, limit = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
+    strides = list(eqn.params["strides"] or (1,) * len(dims))
+    for axis in _fixed(patch):
+        if (start[axis], limit[axis], strides[axis]) != (0, dims[axis], 1):
+            return None
+        limit[axis] = 1
+    return Patch(patch.at, lax.slice(patch.value, start, limit, strides))
+
+
+def _concatenate(golden, eqn, values):
+    axis = eqn.params["dimension"]
+    at = _common_index(values)
+    if at is None:
+        return None
+    if at[axis] is None:
+        return Patch(at, bind(eqn, _blocks(golden, eqn, values, at))[0])
+    place = [k for k, value in enumerate(values) if value is not None]
+    if len(place) != 1:
+        return None
+    offset = sum(shape(atom)[axis] for atom in eqn.invars[: place[0]])
+    at = (*at[:axis], at[axis] + offset, *at[axis + 1 :])
+    return Patch(at, values[place[0]].value)
+
+
+def _difference(golden, atom, patch: Patch, dtype):
+    """Faulty minus golden on the block, in the type the product is accumulated in."""
+    return patch.value.astype(dtype) - golden.block(atom, patch.at).astype(dtype)
+
+
+def _dot_general(golden, eqn, values):
+    """Rank-one update of a dense layer, from either operand.
+
+    With one contracted index fixed, out = golden_out + (faulty - golden) * other[index].
+    """
+    patch = _only(values)
+    if patch is None:
+        return None
+    side = 0 if values[0] is not None else 1
+    contract, batch = eqn.params["dimension_numbers"]
+    atom, other = eqn.invars[side], eqn.invars[1 - side]
+    (out,) = eqn.outvars
+    at_other: list[Index | None] = [None] * len(shape(other))
+    at_batch: list[Index | None] = [None] * len(batch[side])
+    free: list[Index | None] = []
+    for axis, index in enumerate(patch.at):
+        if axis in contract[side]:
+            at_other[contract[1 - side][contract[side].index(axis)]] = index
+        elif axis in batch[side]:
+            place = batch[side].index(axis)
+            at_other[batch[1 - side][place]] = at_batch[place] = index
+        else:
+            free.append(index)
+    rest = [None] * (len(shape(out)) - len(at_batch) - len(free))
+    at = (*at_batch, *free, *rest) if side == 0 else (*at_batch, *rest, *free)
+    factor = golden.block(other, at_other)
+    if not set(contract[side]).intersection(_fixed(patch)):
+        operands = (patch.value, factor) if side == 0 else (factor, patch.value)
+        return make(out, at, bind(eqn, operands)[0])
+    delta = _difference(golden, atom, patch, out.aval.dtype)
+    operands = (delta, factor.astype(delta.dtype))
+    update = bind(eqn, operands if side == 0 else operands[::-1])[0]
+    return make(out, at, golden.block(out, at) + update)
+
+
+class _Conv(NamedTuple):
+    """The numbers of a convolution, by role."""
+
+    lhs: tuple[int, ...]  # axes (batch, feature, *spatial) of the input
+    rhs: tuple[int, ...]  # axes (out feature, in feature, *spatial) of the kernel
+    out: tuple[int, ...]  # axes (batch, feature, *spatial) of the output
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]  # of the kernel
+    spacing: tuple[int, ...]  # of the input (lhs_dilation)
+    groups: int
+
+    def pad_config(self) -> list[tuple[int, int, int]]:
+        config = [(0, 0, 0)] * len(self.lhs)
+        for axis, pad, gap in zip(self.lhs[2:], self.padding, self.spacing, strict=True):
+            config[axis] = (*pad, gap - 1)
+        return config
+
+    def window(self, in_shape, out_shape, *, batch: int) -> list[int]:
+        """Sizes of the padded one-channel input that one kernel tap meets."""
+        sizes = [1] * len(in_shape)
+        sizes[self.lhs[0]] = batch
+        for axis, place, stride in zip(self.lhs[2:], self.out[2:], self.strides, strict=True):
+            sizes[axis] = (out_shape[place] - 1) * stride + 1
+        return sizes
+
+    def strided(self, x):
+        """Every stride-th element of a window, laid out as the output."""
+        steps = [1] * x.ndim
+        for axis, stride in zip(self.lhs[2:], self.strides, strict=True):
+            steps[axis] = stride
+        x = lax.slice(x, (0,) * x.ndim, x.shape, steps)
+        order = [0] * x.ndim
+        for source, target in zip(self.lhs, self.out, strict=True):
+            order[target] = source
+        return lax.transpose(x, order)
+
+
+def _conv_numbers(eqn) -> _Conv | None:
+    p = eqn.params
+    if p["batch_group_count"] != 1:
+        return None
+    d = p["dimension_numbers"]
+    return _Conv(
+        d.lhs_spec, d.rhs_spec, d.out_spec, p["window_strides"], tuple(p["padding"]),
+        p["rhs_dilation"], p["lhs_dilation"], p["feature_group_count"],
+    )  # fmt: skip
+
+
+def _conv(golden, eqn, values):
+    conv, patch = _conv_numbers(eqn), _only(values)
+    if conv is None or patch is None:
+        return None
+    return (_conv_weight if values[0] is None else _conv_channel)(golden, eqn, conv, patch)
+
+
+def _conv_weight(golden, eqn, conv: _Conv, patch: Patch):
+    """One weight changed: its output channel moves by the change times a shifted input channel."""
+    (x, kernel), (out,) = eqn.invars, eqn.outvars
+    if any(i is None and d != 1 for i, d in zip(patch.at, shape(kernel), strict=True)):
+        return None
+    co, ci, *tap = (0 if patch.at[axis] is None else patch.at[axis] for axis in conv.rhs)
+    per_group = shape(kernel)[conv.rhs[0]] // conv.groups
+    start = [0] * len(shape(x))
+    start[conv.lhs[1]] = (co // per_group) * shape(kernel)[conv.rhs[1]] + ci
+    for axis, k, gap in zip(conv.lhs[2:], tap, conv.dilation, strict=True):
+        start[axis] = k * gap
+    sizes = conv.window(shape(x), shape(out), batch=shape(x)[conv.lhs[0]])
+    shifted = conv.strided(golden.padded(x, conv.pad_config(), start, sizes))
+    at: list[Index | None] = [None] * len(shape(out))
+    at[conv.out[1]] = co
+    delta = _difference(golden, kernel, patch, out.aval.dtype)
+    update = delta.reshape((1,) * shifted.ndim) * shifted.astype(delta.dtype)
+    return make(out, at, golden.block(out, at) + update)
+
+
+def _conv_channel(golden, eqn, conv: _Conv, patch: Patch):
+    """One input channel changed: out = golden_out + that channel's change through its taps."""
+    (x, kernel), (out,) = eqn.invars, eqn.outvars
+    feature = conv.lhs[1]
+    if _fixed(patch) != [feature]:
+        return None
+    channel = patch.at[feature]
+    depthwise = conv.groups == shape(x)[feature] == shape(kernel)[conv.rhs[0]]
+    if conv.groups > 1 and not depthwise:
+        return None
+    at_kernel: list[Index | None] = [None] * len(shape(kernel))
+    at: list[Index | None] = [None] * len(shape(out))
+    if depthwise:
+        at_kernel[conv.rhs[0]] = at[conv.out[1]] = channel
+    elif conv.groups == 1:
+        at_kernel[conv.rhs[1]] = channel
+    delta = _difference(golden, x, patch, out.aval.dtype)
+    weights = golden.block(kernel, at_kernel).astype(delta.dtype)
+    return make(out, at, golden.block(out, at) + _taps(conv, out, delta, weights))
+
+
+def _taps(conv: _Conv, out, delta, weights):
+    """A one-channel convolution as a sum over kernel taps of shifted input times weights.
+
+    Under vmap the weights differ per fault, which a convolution would take as one group per
+    fault; a product per tap stays element-wise.
+    """
+    padded = lax.pad(delta, jnp.zeros((), delta.dtype), conv.pad_config())
+    weights = lax.transpose(weights, (*conv.rhs[2:], conv.rhs[1], conv.rhs[0]))
+    spatial, features = weights.shape[:-2], weights.shape[-1]
+    sizes = conv.window(padded.shape, shape(out), batch=delta.shape[conv.lhs[0]])
+    row = [features if axis == conv.out[1] else 1 for axis in range(padded.ndim)]
+    total = None
+    for tap in itertools.product(*map(range, spatial)):
+        start = [0] * padded.ndim
+        for axis, k, gap in zip(conv.lhs[2:], tap, conv.dilation, strict=True):
+            start[axis] = k * gap
+        limit = [a + b for a, b in zip(start, sizes, strict=True)]
+        term = conv.strided(lax.slice(padded, start, limit)) * weights[tap].reshape(row)
+        total = term if total is None else total + term
+    return total
+
+
+Rule = Callable[[Golden, Any, Sequence[Any]], Patch | Any | None]
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
+        "convert_element_type copy cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+        "integer_pow is_finite le log log1p logistic lt max min mul name ne neg nextafter not or "
+        "pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient "
+        "sub tan tanh xor".split(),
+        _elementwise,
+    ),
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split(), _reduce
+    ),
+    **dict.fromkeys(
+        "reduce_window_sum reduce_window_max reduce_window_min".split(),
+        _reduce_window,
+    ),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "reshape": _reshape,
+    "pad": _pad,
+    "slice": _slice,
+    "concatenate": _concatenate,
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+}
+
+
+def step(golden: Golden, eqn, values: Sequence[Patch | Any | None]) -> list[Patch | Any]:
+    """The faulty outputs of one equation, as small as a rule allows.
+
+    Args:
+      values: per operand, None where it is golden, else its Patch or full faulty value.
+    """
+    rule = RULES.get(eqn.primitive.name)
+    local = any(isinstance(value, Patch) for value in values)
+    out = rule(golden, eqn, values) if rule and local else None
+    if out is not None:
+        return [out if not isinstance(out, Patch) else make(eqn.outvars[0], out.at, out.value)]
+    full = [
+        golden.whole(atom) if value is None else whole(golden, atom, value)
+        for atom, value in zip(eqn.invars, values, strict=True)
+    ]
+    return bind(eqn, full)

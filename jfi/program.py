@@ -1,0 +1,125 @@
+"""A network as data: one flat list of primitive equations for one image.
+
+`trace` turns any `apply(params, x) -> logits` into a jaxpr without nested calls, so that the
+rest of the engine can ask of every value what it depends on. The network is not edited.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+from jfi.errors import InputError
+
+# Primitives that only call an inner program; inlined. Control flow (scan, while, cond) stays.
+_CALLS = frozenset(
+    "jit pjit closed_call core_call call remat remat2 checkpoint "
+    "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
+)
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+class Program(NamedTuple):
+    """The equations of a network for one image, with dead code dropped.
+
+    `leaves` are the variables of the parameter leaves in pytree order, `x` that of the input
+    [1, ...], `logits` that of the output [1, C]; `consts` holds values captured by closure.
+    """
+
+    eqns: tuple[Any, ...]
+    leaves: tuple[Any, ...]
+    x: Any
+    logits: Any
+    consts: dict[Any, Any]
+
+
+def bind(eqn, values: Sequence[Any]) -> list[Any]:
+    """The outputs of one equation on `values`."""
+    out = eqn.primitive.bind(*values, **eqn.params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _inner(eqn) -> core.ClosedJaxpr | None:
+    if eqn.primitive.name not in _CALLS:
+        return None
+    found = next((eqn.params[key] for key in _INNER if key in eqn.params), None)
+    return core.ClosedJaxpr(found, ()) if isinstance(found, core.Jaxpr) else found
+
+
+def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Evaluate `closed` on `args`, inlining every call."""
+    jaxpr = closed.jaxpr
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        values = [read(atom) for atom in eqn.invars]
+        inner = _inner(eqn)
+        outs = bind(eqn, values) if inner is None else _evaluate(inner, values)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _live(eqns, outputs) -> tuple[Any, ...]:
+    """The equations that `outputs` need, in order."""
+    needed, kept = set(outputs), []
+    for eqn in reversed(eqns):
+        if needed.intersection(eqn.outvars):
+            kept.append(eqn)
+            needed.update(atom for atom in eqn.invars if not isinstance(atom, core.Literal))
+    return tuple(reversed(kept))
+
+
+def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeStruct) -> Program:
+    """The flat program of `apply` on one image.
+
+    Args:
+      apply: `(params, x [B, ...]) -> logits [B, C]`, traceable by JAX, images independent.
+      params: pytree of arrays (or of `jax.ShapeDtypeStruct`).
+      image: shape and dtype of one image, without the batch axis.
+
+    Raises:
+      InputError: the output is not one array of shape [1, C].
+    """
+    leaves, tree = jax.tree.flatten(params)
+    x = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
+
+    def flat_apply(*args):
+        return apply(jax.tree.unflatten(tree, args[:-1]), args[-1])
+
+    closed, shape = jax.make_jaxpr(flat_apply, return_shape=True)(*leaves, x)
+    found = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(shape)]
+    if len(found) != 1 or len(found[0]) != 2 or found[0][0] != 1:
+        raise InputError(
+            f"apply returned {found} for one image of shape {x.shape}; it must return logits [1, C]"
+        )
+    flat = jax.make_jaxpr(lambda *args: _evaluate(closed, args))(*leaves, x)
+    jaxpr = flat.jaxpr
+    return Program(
+        eqns=_live(jaxpr.eqns, jaxpr.outvars),
+        leaves=tuple(jaxpr.invars[:-1]),
+        x=jaxpr.invars[-1],
+        logits=jaxpr.outvars[0],
+        consts=dict(zip(jaxpr.constvars, flat.consts, strict=True)),
+    )
+
+
+def dependents(program: Program, source) -> frozenset:
+    """Every variable whose value depends on the variable `source`, itself included."""
+    found = {source}
+    for eqn in program.eqns:
+        if any(not isinstance(atom, core.Literal) and atom in found for atom in eqn.invars):
+            found.update(eqn.outvars)
+    return frozenset(found)
+
+
+def run(program: Program, leaves: Sequence[Any], x: Any) -> dict[Any, Any]:
+    """Every value of the golden run on one image `x` [1, ...], by variable."""
+    env = {**program.consts, program.x: x, **dict(zip(program.leaves, leaves, strict=True))}
+    for eqn in program.eqns:
+        values = [a.val if isinstance(a, core.Literal) else env[a] for a in eqn.invars]
+        env.update(zip(eqn.outvars, bind(eqn, values), strict=True))
+    return env

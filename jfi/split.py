@@ -1,0 +1,167 @@
+"""The program split at a fault: the golden prefix, run once an image, and the faulty suffix.
+
+For one faulted leaf, `split` walks the program once and notes which golden values the faulty
+part reads. `prefix` computes exactly those for all images, and `suffix` continues from them for
+one (fault, image) pair. Values are told apart three ways, because it decides the speed under
+`vmap`: constants (golden weights and what follows from them alone, never batched), residuals
+(one per image, gathered by image) and fault-dependent values.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+from jfi import patch
+from jfi.program import Program, dependents, run
+
+
+class Key(NamedTuple):
+    """A golden value the suffix reads: a variable, zero-padded by `config` if given."""
+
+    var: Any
+    config: tuple[tuple[int, int, int], ...] | None = None
+
+
+class Split(NamedTuple):
+    """The program split at one parameter leaf.
+
+    constants, residuals: the golden values the suffix reads, by dependence on the image.
+    """
+
+    program: Program
+    leaf: int
+    constants: tuple[Key, ...]
+    residuals: tuple[Key, ...]
+
+
+class _Recorder:
+    """A `patch.Golden` that only notes what is read."""
+
+    def __init__(self):
+        self.keys: dict[Key, None] = {}
+
+    def _zeros(self, atom, sizes):
+        return jnp.zeros(sizes, atom.aval.dtype)
+
+    def whole(self, atom):
+        if isinstance(atom, core.Literal):
+            return atom.val
+        self.keys[Key(atom)] = None
+        return self._zeros(atom, atom.aval.shape)
+
+    def block(self, atom, at):
+        value = self.whole(atom)
+        sizes = [d if i is None else 1 for i, d in zip(at, value.shape, strict=True)]
+        return self._zeros(atom, sizes)
+
+    def padded(self, atom, config, start, sizes):
+        self.keys[Key(atom, tuple(config))] = None
+        return self._zeros(atom, sizes)
+
+
+class _Stored:
+    """A `patch.Golden` over the constants and the residuals of one image."""
+
+    def __init__(self, constants: dict, residuals: dict, image):
+        self.constants, self.residuals, self.image = constants, residuals, image
+
+    def _window(self, key, start, sizes):
+        if key in self.constants:
+            return lax.dynamic_slice(self.constants[key], start, sizes)
+        # One slice of the whole stack: gathering the image first would copy all of it.
+        found = lax.dynamic_slice(self.residuals[key], (self.image, *start), (1, *sizes))
+        return found.reshape(sizes)
+
+    def whole(self, atom):
+        if isinstance(atom, core.Literal):
+            return atom.val
+        key = Key(atom)
+        if key in self.constants:
+            return self.constants[key]
+        return self._window(key, [0] * len(atom.aval.shape), atom.aval.shape)
+
+    def block(self, atom, at):
+        if isinstance(atom, core.Literal) or all(i is None for i in at):
+            return self.whole(atom)
+        sizes = [d if i is None else 1 for i, d in zip(at, atom.aval.shape, strict=True)]
+        return self._window(Key(atom), [0 if i is None else i for i in at], sizes)
+
+    def padded(self, atom, config, start, sizes):
+        return self._window(Key(atom, tuple(config)), start, sizes)
+
+
+def _continue(program: Program, leaf: int, golden: patch.Golden, at: Sequence[Any], value):
+    """Faulty logits [1, C] of one image, with the word of `leaf` at index `at` set to `value`."""
+    source = program.leaves[leaf]
+    block = value.reshape((1,) * len(patch.shape(source)))
+    env: dict[Any, Any] = {source: patch.make(source, at, block)}
+
+    def read(atom):
+        return None if isinstance(atom, core.Literal) else env.get(atom)
+
+    for eqn in program.eqns:
+        values = [read(atom) for atom in eqn.invars]
+        if any(value is not None for value in values):
+            env.update(zip(eqn.outvars, patch.step(golden, eqn, values), strict=True))
+    if program.logits not in env:
+        return golden.whole(program.logits)
+    return patch.whole(golden, program.logits, env[program.logits])
+
+
+def split(program: Program, leaf: int) -> Split:
+    """Split `program` at parameter leaf number `leaf` (pytree order)."""
+    recorder = _Recorder()
+    aval = program.leaves[leaf].aval
+    at = [jax.ShapeDtypeStruct((), jnp.int32)] * len(aval.shape)
+    jax.eval_shape(
+        lambda at, value: _continue(program, leaf, recorder, at, value),
+        at,
+        jax.ShapeDtypeStruct((), aval.dtype),
+    )
+    image = dependents(program, program.x)
+    return Split(
+        program,
+        leaf,
+        constants=tuple(key for key in recorder.keys if key.var not in image),
+        residuals=tuple(key for key in recorder.keys if key.var in image),
+    )
+
+
+def _read(env, key: Key):
+    if key.config is None:
+        return env[key.var]
+    return lax.pad(env[key.var], jnp.zeros((), env[key.var].dtype), key.config)
+
+
+def prefix(split: Split, leaves: Sequence[Any], images) -> tuple[list[Any], list[Any]]:
+    """Golden values for the suffix: constants, and residuals [B, 1, ...] of images [B, ...]."""
+
+    def one(image):
+        env = run(split.program, leaves, image[None])
+        return [_read(env, key) for key in split.residuals]
+
+    residuals = jax.vmap(one)(images)
+    # Constants do not depend on the image: any will do, and the compiler drops its part.
+    env = run(split.program, leaves, jnp.zeros((1, *images.shape[1:]), images.dtype))
+    return [_read(env, key) for key in split.constants], residuals
+
+
+def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value):
+    """Faulty logits [C] of one pair: image number `image`, word `at` of the leaf set to `value`.
+
+    Args:
+      constants, residuals: from `prefix`.
+      image: int32 scalar, row of the residuals.
+      at: int32 scalars, one per axis of the leaf.
+      value: scalar of the leaf's dtype.
+    """
+    golden = _Stored(
+        dict(zip(split.constants, constants, strict=True)),
+        dict(zip(split.residuals, residuals, strict=True)),
+        image,
+    )
+    return _continue(split.program, split.leaf, golden, at, value)[0]

@@ -1,0 +1,67 @@
+"""A network as the experiments see it: a Flax module and what is needed to feed it."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Mean and standard deviation of a pixel in [0, 1], by number of channels: MNIST's for grey
+# images; ImageNet's for colour, which the public CIFAR-10 ResNets were trained with.
+PIXELS = {
+    1: ((0.1307,), (0.3081,)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class NetError(ValueError):
+    """A network or its weights can't be had, in one line: the name, the value, what is right."""
+
+
+class Net(NamedTuple):
+    """A pure Flax module with its input and its normalisation.
+
+    `module.apply(variables, x)` maps normalised images [B, H, W, C] to logits [B, num_classes].
+    `flattened` names the dense kernels that read a flattened feature map, with its (H, W, C):
+    PyTorch flattens C, H, W where Flax flattens H, W, C, so importing one permutes its rows.
+    """
+
+    name: str
+    module: nn.Module
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flattened: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+
+
+def pixel_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that images of `channels` are normalised with."""
+    if channels not in PIXELS:
+        raise NetError(f"{name}: images of {channels} channels; known are 1 (grey) and 3 (colour)")
+    return PIXELS[channels]
+
+
+def init(net: Net, seed: int) -> dict:
+    """Fresh variables {"params": ..., "batch_stats": ...} (the latter where the net has BN)."""
+    return jax.jit(net.module.init)(jax.random.key(seed), jnp.zeros((1, *net.input_shape)))
+
+
+def apply(net: Net, variables: dict, x: jax.Array) -> jax.Array:
+    """Logits [B, num_classes] of normalised images [B, H, W, C]; BN in inference mode."""
+    return net.module.apply(variables, x)
+
+
+def normalise(net: Net, images):
+    """Images in [0, 1], [B, H, W, C], as the net expects them: float32, (image - mean) / std.
+
+    Raises NetError where the images aren't of the net's input shape.
+    """
+    if images.ndim != 4 or images.shape[1:] != net.input_shape:
+        raise NetError(
+            f"images of shape {tuple(images.shape)}: {net.name} takes [B, H, W, C] with "
+            f"(H, W, C) = {net.input_shape}"
+        )
+    mean, std = np.float32(net.mean), np.float32(net.std)
+    return (images.astype(np.float32) - mean) / std
