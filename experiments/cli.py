@@ -59,11 +59,9 @@ def help_text() -> str:
 
 
 def _flag_help(flag: flags.Flag) -> str:
-    choices = getattr(flag.parser, "enum_values", None) or []
     name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}"
     default = "" if flag.default is None else f" (default: {flag.default})"
-    choice = f" One of {', '.join(choices)}." if choices else ""
-    return f"{name}{default}\n" + flags.text_wrap(flag.help + choice, 100, "      ")
+    return f"{name}{default}\n" + flags.text_wrap(flag.help, 100, "      ")
 
 
 def _report(error: object, status: int) -> int:

@@ -15,7 +15,7 @@ downloads the set. Without network access, put the four official files
 
     python -m experiments.data --dataset=mnist --manual_dir=FOLDER --data_dir=DIR
 
-Without TensorFlow, turn the same files into a .npz (in about 5 s) and use that as --dataset:
+Without TensorFlow, turn the same files into a .npz and use that as --dataset:
 
     python -m experiments.data --dataset=mnist --manual_dir=FOLDER --out=mnist.npz
 """

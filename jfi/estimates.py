@@ -68,7 +68,14 @@ class Strata(NamedTuple):
 
     @property
     def p(self) -> np.ndarray:
+        """The share of critical injections, ``[H]``."""
         return self.critical / self.injections
+
+    @property
+    def point(self) -> float:
+        """The weighted mean of p, without a rounding where every fault was injected."""
+        expected = self.population * self.critical / self.injections
+        return float(expected.sum() / self.population.sum())
 
     @property
     def correction(self) -> np.ndarray:
@@ -188,7 +195,6 @@ def _of_unit(cells: Cells, confidence: float, quantile: float) -> tuple:
     counts = tuple(int(x.sum()) for x in (cells.population, cells.injections, cells.critical))
     if not strata.weight.size:
         return (*counts, np.nan, np.nan, 0.0, 1.0, 0.0, 1.0, 1.0)
-    point = float(np.sum(strata.weight * strata.p))
     total = counts[0]
     sampled = 1 - unsampled
     bounds = []
@@ -198,7 +204,7 @@ def _of_unit(cells: Cells, confidence: float, quantile: float) -> tuple:
         high = _ceil(sampled * high * total) / total + assumed
         bounds += [float(max(low, 0.0)), float(min(high, 1.0))]
     margin = sampled * quantile * np.sqrt(_variance(strata, strata.p))
-    return (*counts, sampled * point, float(margin), *bounds, unsampled)
+    return (*counts, sampled * strata.point, float(margin), *bounds, unsampled)
 
 
 def _strata(cells: Cells) -> tuple[Strata, float, float]:
@@ -251,7 +257,7 @@ def _combined(interval, strata, open_strata, alone, confidence) -> tuple[float, 
     The effective size alone is too hopeful where a lightly sampled stratum holds most of the
     weight and others most of the critical faults (simulated coverage 94% instead of 99%).
     """
-    point = float(np.sum(strata.weight * strata.p))
+    point = strata.point
     n = _effective_injections(strata)
     if np.isinf(n):
         return point, point
@@ -280,7 +286,7 @@ def _check(names: Sequence[str], cells: Cells, confidence: float, levels: Sequen
         if x.ndim != 2 or x.shape != cells.population.shape or x.shape[0] != len(names):
             shape = (len(names), *cells.population.shape[1:])
             raise InputError(f"{field} has shape {x.shape}; it must be [sites, bits] {shape}")
-    ordered = (0 <= cells.critical) & (cells.critical <= cells.injections)
+    ordered = (cells.critical >= 0) & (cells.critical <= cells.injections)
     bad = np.argwhere(~(ordered & (cells.injections <= cells.population)))
     if bad.size:
         s, b = (int(i) for i in bad[0])

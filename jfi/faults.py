@@ -135,8 +135,15 @@ class FaultSpace:
         return self._id(site, index, bit, polarity)
 
     def stratum_size(self, site: int | None = None, bit: int | None = None) -> int:
-        """Faults in a stratum: of one site, one bit, both, or (None, None) the whole network."""
-        return int(self.cells[_all_or(site), _all_or(bit)].sum())
+        """Faults in a stratum: of one site, one bit, both, or (None, None) the whole network.
+
+        Raises:
+            InputError: a site or bit that does not exist.
+        """
+        sites, widest = self.cells.shape
+        rows = slice(None) if site is None else _check_range("site", site, sites)
+        columns = slice(None) if bit is None else _check_range("bit", bit, widest)
+        return int(self.cells[rows, columns].sum())
 
     def stratum_ids(self, site: int | None, bit: int | None, k) -> np.ndarray:
         """The ids int64[...] of the k-th faults of a stratum, counted in order of their ids.
@@ -146,9 +153,10 @@ class FaultSpace:
             k: int64[...], in [0, stratum_size(site, bit)).
 
         Raises:
-            InputError: a `k` beyond the stratum, naming its row.
+            InputError: a site or bit that does not exist, or a `k` beyond the stratum, by row.
         """
-        k = _check_range(f"fault of {self._describe(site, bit)}", k, self.stratum_size(site, bit))
+        size = self.stratum_size(site, bit)
+        k = _check_range(f"fault of {self._describe(site, bit)}, number", k, size)
         if bit is None:
             return k if site is None else k + self._starts[site]
         if site is None:
@@ -157,7 +165,7 @@ class FaultSpace:
             site = np.searchsorted(ends, k, side="right")
             k = k - (ends - sizes)[site]
         index, polarity = np.divmod(k, len(self.polarities))
-        return self._id(site, index, self.bits.index(bit), polarity)
+        return self._id(site, index, np.searchsorted(self.bits, bit), polarity)
 
     def _id(self, site, index, bit_rank, polarity_rank) -> np.ndarray:
         within = (index * self._bit_counts[site] + bit_rank) * len(self.polarities) + polarity_rank
@@ -248,10 +256,6 @@ def _some(names: Sequence[str], most: int = 8) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _all_or(position: int | None):
-    return slice(None) if position is None else position
 
 
 def _check_names(names: list[str]) -> None:

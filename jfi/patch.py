@@ -162,9 +162,7 @@ def _kept_axes(at, old, new):
         if index is None:
             continue
         before = math.prod(old[:axis])
-        place = [
-            j for j, d in enumerate(new) if d == old[axis] and math.prod(new[:j]) == before
-        ]
+        place = [j for j, d in enumerate(new) if d == old[axis] and math.prod(new[:j]) == before]
         if not place:
             return None
         out[place[0]] = index

@@ -4,6 +4,7 @@
 rest of the engine can ask of every value what it depends on. The network is not edited.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -123,3 +124,25 @@ def run(program: Program, leaves: Sequence[Any], x: Any) -> dict[Any, Any]:
         values = [a.val if isinstance(a, core.Literal) else env[a] for a in eqn.invars]
         env.update(zip(eqn.outvars, bind(eqn, values), strict=True))
     return env
+
+
+def nbytes(aval) -> int:
+    """Bytes of a value of this shape and dtype."""
+    return math.prod(aval.shape) * aval.dtype.itemsize
+
+
+def flops(eqns: Sequence[Any]) -> int:
+    """Floating-point operations of the equations: products in full, others one an element."""
+    return sum(_flops(eqn) for eqn in eqns)
+
+
+def _flops(eqn) -> int:
+    out = math.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return 2 * out * math.prod(kernel) // features
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return 2 * out * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    return out

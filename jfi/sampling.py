@@ -202,8 +202,7 @@ def bit_distances(leaves: Sequence[np.ndarray]) -> np.ndarray:
     values = _pooled(leaves)
     f0, f1 = bit_frequencies([values])
     d01, d10 = np.array([_mean_distances(values, bit) for bit in range(f0.size)]).T
-    with np.errstate(over="ignore"):
-        return np.where(f0 > 0, d01, 0) * f0 + np.where(f1 > 0, d10, 0) * f1
+    return np.where(f0 > 0, d01, 0) * f0 + np.where(f1 > 0, d10, 0) * f1
 
 
 def bit_frequencies(leaves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -240,8 +239,10 @@ def _mean_distances(values: np.ndarray, bit: int) -> tuple[float, float]:
 
 def _finite_mean(distances: np.ndarray) -> float:
     finite = distances[np.isfinite(distances)]
-    # Divided before it is summed: the distances of float64 reach 1e308.
-    return float(np.sum(finite / finite.size)) if finite.size else math.inf
+    if finite.size == 0:
+        return math.inf
+    # Scaled by a power of two, which is exact: the distances of float64 reach 1e308.
+    return float(np.ldexp(np.mean(np.ldexp(finite, -64)), 64))
 
 
 def _check_leaves(space: FaultSpace, leaves: Sequence[np.ndarray]) -> None:
@@ -329,7 +330,7 @@ def draw_without_replacement(population: int, n: int, key: tuple[int, ...]) -> n
     the machine or NumPy's version.
 
     Args:
-        key: non-negative integers that seed the stream.
+        key: non-negative integers that seed the stream: a seed, then any number below 2^32.
 
     Raises:
         InputError: n not in [0, population], a population beyond int64, or a negative key.
@@ -338,7 +339,8 @@ def draw_without_replacement(population: int, n: int, key: tuple[int, ...]) -> n
         raise InputError(f"cannot draw {n} of {population} faults without replacement")
     if min(key) < 0:
         raise InputError(f"seed {key[0]} with key {key[1:]} is negative: give integers from 0")
-    stream = np.random.Philox(np.random.SeedSequence(key))
+    # As entropy and spawn key, because SeedSequence takes (1,) and (1, 0) as one and the same.
+    stream = np.random.Philox(np.random.SeedSequence(key[0], spawn_key=key[1:]))
     if 2 * n > population:
         return np.flatnonzero(~_mark_distinct(stream, population, population - n))
     if _SPARSE * n > population:

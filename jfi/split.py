@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 
 from jfi import patch
-from jfi.program import Program, dependents, run
+from jfi.program import Program, dependents, flops, nbytes, run
 
 
 class Key(NamedTuple):
@@ -25,17 +25,28 @@ class Key(NamedTuple):
     var: Any
     config: tuple[tuple[int, int, int], ...] | None = None
 
+    @property
+    def aval(self) -> jax.ShapeDtypeStruct:
+        dims = self.var.aval.shape
+        for axis, (low, high, interior) in enumerate(self.config or ()):
+            inner = dims[axis] + max(0, dims[axis] - 1) * interior
+            dims = (*dims[:axis], low + inner + high, *dims[axis + 1 :])
+        return jax.ShapeDtypeStruct(dims, self.var.aval.dtype)
+
 
 class Split(NamedTuple):
     """The program split at one parameter leaf.
 
     constants, residuals: the golden values the suffix reads, by dependence on the image.
+    flops: floating-point operations of one pair; live: bytes of its largest value.
     """
 
     program: Program
     leaf: int
     constants: tuple[Key, ...]
     residuals: tuple[Key, ...]
+    flops: int
+    live: int
 
 
 class _Recorder:
@@ -117,17 +128,17 @@ def split(program: Program, leaf: int) -> Split:
     recorder = _Recorder()
     aval = program.leaves[leaf].aval
     at = [jax.ShapeDtypeStruct((), jnp.int32)] * len(aval.shape)
-    jax.eval_shape(
+    jaxpr = jax.make_jaxpr(
         lambda at, value: _continue(program, leaf, recorder, at, value),
-        at,
-        jax.ShapeDtypeStruct((), aval.dtype),
-    )
+    )(at, jax.ShapeDtypeStruct((), aval.dtype)).jaxpr
     image = dependents(program, program.x)
     return Split(
         program,
         leaf,
         constants=tuple(key for key in recorder.keys if key.var not in image),
         residuals=tuple(key for key in recorder.keys if key.var in image),
+        flops=flops(jaxpr.eqns),
+        live=max(nbytes(var.aval) for eqn in jaxpr.eqns for var in eqn.outvars),
     )
 
 

@@ -1,0 +1,281 @@
+"""A campaign: plan which faults to inject, run them, record, estimate, verify.
+
+The data's way: network and workload -> `plan` -> `run` -> work directory (`jfi.records`) with a
+summary of estimates. A campaign killed at any moment goes on from its last whole shard.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jfi import estimates, records, sites
+from jfi.engine import Engine, take
+from jfi.errors import InputError
+from jfi.estimates import Estimate
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace
+from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check
+from jfi.sites import Network
+from jfi.verify import Verification, verify
+
+SHARD_PAIRS = 1 << 19  # pairs of a shard: at most so much work is lost to a kill
+SHARD_FAULTS = (256, 1 << 16)  # fewest and most faults of a shard
+LISTED = "listed"  # the name under which an explicit fault list is run
+PACKAGES = ("jfi", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
+
+
+class Plan(NamedTuple):
+    """What to inject.
+
+    strata: how many faults are drawn from which part of the space.
+    population: int64 [S, W], faults each (site, bit) stands for.
+    listed: ids of an explicit fault list, in its order; None where faults are drawn.
+    """
+
+    space: FaultSpace
+    request: Request
+    strata: tuple[Stratum, ...]
+    population: np.ndarray
+    seed: int = 0
+    listed: np.ndarray | None = None
+
+    @property
+    def injections(self) -> int:
+        """Faults to inject in all."""
+        return sum(stratum.injections for stratum in self.strata)
+
+
+def plan(
+    network: Network,
+    sampler: str = "data_aware",
+    *,
+    sites_pattern: str | None = None,
+    fault_model: str = "stuck_at",
+    request: Request | None = None,
+    seed: int = 0,
+) -> Plan:
+    """The sample that a named sampler takes of a network's faults; draws nothing yet.
+
+    Args:
+      sites_pattern: regular expression of the sites, by default the kernels (`sites.select`).
+      fault_model: a name of `FAULT_MODELS`.
+
+    Raises:
+      InputError: an unknown sampler or fault model, a pattern that matches nothing, or a request
+        out of range.
+    """
+    _check_name("sampler", sampler, SAMPLERS)
+    _check_name("fault model", fault_model, FAULT_MODELS)
+    request = check(request or Request())
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative; it must be 0 or more")
+    space = FaultSpace(sites.select(network, sites_pattern), FAULT_MODELS[fault_model])
+    strata = SAMPLERS[sampler](space, [network.values(site) for site in space.sites], request)
+    if not sum(stratum.injections for stratum in strata):
+        raise InputError(
+            f"error margin {request.error_margin} asks for no injection at all; make it smaller"
+        )
+    return Plan(space, request, strata, space.cells, seed)
+
+
+def plan_listed(network: Network, faults: Faults, request: Request | None = None) -> Plan:
+    """A plan that injects exactly `faults`; their `site` is a position in `network.sites`.
+
+    The list is its own population: its shares are exact for it and say nothing beyond.
+    """
+    space = FaultSpace(network.sites, sorted({p for model in FAULT_MODELS.values() for p in model}))
+    ids = space.encode(faults)
+    population = np.zeros_like(space.cells)
+    np.add.at(population, (faults.site, faults.bit), 1)
+    strata = (Stratum(None, None, ids.size, ids.size, 0.5),)
+    return Plan(space, check(request or Request()), strata, population, listed=ids)
+
+
+def drawn(plan: Plan) -> Callable[[int, int], np.ndarray]:
+    """`ids(lo, hi)` -> int64 [hi - lo], the planned faults number lo to hi."""
+    if plan.listed is not None:
+        return lambda lo, hi: plan.listed[lo:hi]
+    return Sample(plan.space, plan.strata, plan.seed).ids
+
+
+class Progress(NamedTuple):
+    """Where a campaign stands, reported after every shard."""
+
+    done: int  # faults
+    total: int
+    resumed: int  # of `done`, those found in the work directory
+    estimate: Estimate  # of the network, so far
+
+
+def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything needed to repeat a campaign; `config` is whatever the caller was asked for."""
+    device = jax.devices()[0]
+    network = engine.network
+    return {
+        "config": dict(config),
+        "hashes": {
+            "parameters": records.hash_arrays(
+                (site.name, network.values(site)) for site in network.sites
+            ),
+            "images": records.hash_arrays([("images", engine.images)]),
+            "labels": records.hash_arrays([("labels", engine.labels)]),
+        },
+        "population": int(plan.population.sum()),
+        "injections": plan.injections,
+        "sites": [site.name for site in plan.space.sites],
+        "strata": [stratum._asdict() for stratum in plan.strata],
+        "images": len(engine.images),
+        "quantile": plan.request.quantile,
+        "precision": "float32 products in full (no TF32)",
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def run(
+    plan: Plan,
+    engine: Engine,
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    *,
+    verify_pairs: int = 0,
+    keep_bits: bool = False,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Run a plan, or go on with it, in a work directory; returns the summary it writes there.
+
+    Args:
+      config: the flags of the campaign; one that differs from the directory's is refused.
+      verify_pairs: pairs to run again naively at the end (`jfi.verify`).
+      keep_bits: record which images each fault is critical for.
+
+    Returns:
+      `population`, `injections`, `estimates` (one object a unit), `verify`, `decided` (pairs by
+      identity and by inference), `pairs` (of the sample, by outcome) and `run` (seconds and
+      verdicts of this call).
+
+    Raises:
+      InputError: the work directory can't be used, or holds another campaign.
+      OSError: a write failed; what was recorded before stays.
+    """
+    path = records.open_workdir(workdir, manifest(plan, engine, config))
+    ids, size = drawn(plan), _shard_size(len(engine.images))
+    tally = _Tally(plan)
+    started, ran, resumed = time.perf_counter(), 0, 0
+    for number, lo in enumerate(range(0, plan.injections, size)):
+        hi = min(lo + size, plan.injections)
+        if records.has_shard(path, number):
+            resumed += hi - lo
+        else:
+            _run_shard(path, number, ids(lo, hi), plan.space, engine, keep_bits)
+            ran += hi - lo
+        tally.add(records.read_shard(path, number, tally.columns))
+        progress(Progress(hi, plan.injections, resumed, tally.estimate(("network",))[0]))
+    seconds = time.perf_counter() - started
+    checked = _verify(plan, engine, ids, verify_pairs)
+    summary = {
+        "population": int(plan.population.sum()),
+        "injections": plan.injections,
+        "images": len(engine.images),
+        "estimates": [estimate._asdict() for estimate in tally.estimate()],
+        "verify": checked._asdict(),
+        "decided": tally.decided,
+        "pairs": tally.pairs,
+        "run": {
+            "faults": ran,
+            "seconds": seconds,
+            "verdicts_per_second": ran * len(engine.images) / seconds,
+        },
+    }
+    records.write_summary(path, summary)
+    return summary
+
+
+def _run_shard(path, number, ids, space, engine, keep_bits) -> None:
+    faults = space.decode(ids)
+    outcomes = engine.run(faults, keep_bits=keep_bits)
+    decided = np.where(engine.identity(faults), records.IDENTITY, records.INFERENCE)
+    records.write_shard(path, number, ids, faults, outcomes, decided)
+
+
+class _Tally:
+    """Counts over the shards read so far."""
+
+    classes = (
+        "masked", "non_critical", "critical", "non_finite",
+        "sdc_0_5", "sdc_5_10", "sdc_10_20", "sdc_20", "sdc_1", "correct",
+    )  # fmt: skip
+    columns = ("site", "bit", "decided", *classes)
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.injections = np.zeros_like(plan.population)
+        self.critical = np.zeros_like(plan.population)
+        self.pairs = dict.fromkeys(self.classes, 0)
+        self.decided = {"identity": 0, "inference": 0}
+
+    def add(self, shard: Mapping[str, np.ndarray]) -> None:
+        cell = shard["site"], shard["bit"]
+        np.add.at(self.injections, cell, 1)
+        np.add.at(self.critical, cell, shard["critical"] > 0)
+        images = shard["masked"] + shard["non_critical"] + shard["critical"]
+        for name in self.classes:
+            self.pairs[name] += int(shard[name].sum(dtype=np.int64))
+        for code, name in ((records.IDENTITY, "identity"), (records.INFERENCE, "inference")):
+            self.decided[name] += int(images[shard["decided"] == code].sum(dtype=np.int64))
+
+    def estimate(self, levels=estimates.LEVELS) -> list[Estimate]:
+        stratum, assumed = _strata_cells(self.plan)
+        return estimates.estimate(
+            [site.name for site in self.plan.space.sites],
+            self.plan.population,
+            self.injections,
+            self.critical,
+            stratum,
+            confidence=self.plan.request.confidence,
+            t=self.plan.request.t,
+            assumed_p=assumed,
+            levels=levels,
+        )
+
+
+def _strata_cells(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """[S, W] each: the stratum of a cell, and the p its sample was planned with.
+
+    A stratum for which the plan asks no injection rests on that p; other cells rest on nothing.
+    """
+    stratum = np.zeros(plan.population.shape, np.int32)
+    assumed = np.ones(plan.population.shape)
+    for number, part in enumerate(plan.strata):
+        where = tuple(slice(None) if at is None else at for at in (part.site, part.bit))
+        stratum[where] = number
+        assumed[where] = part.p if part.injections == 0 else 1.0
+    return stratum, assumed
+
+
+def _verify(plan: Plan, engine: Engine, ids, pairs: int) -> Verification:
+    """Verify random pairs among those that were inferred."""
+    rng = np.random.default_rng(plan.seed)
+    picked = np.sort(rng.integers(0, plan.injections, 4 * pairs))
+    faults = plan.space.decode(np.concatenate([ids(k, k + 1) for k in picked] or [ids(0, 0)]))
+    inferred = rng.permutation(np.flatnonzero(~engine.identity(faults)))[:pairs]
+    image = rng.integers(0, len(engine.images), inferred.size)
+    return verify(engine, take(faults, np.sort(inferred)), image)
+
+
+def _shard_size(images: int) -> int:
+    return int(np.clip(SHARD_PAIRS // images, *SHARD_FAULTS))
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def _check_name(what: str, name: str, known) -> None:
+    if name not in known:
+        raise InputError(f"{what} {name!r} is unknown; choose from {', '.join(known)}")

@@ -1,0 +1,156 @@
+"""A network brought by a user, and the parameter leaves that faults can be put in."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jfi import bits
+from jfi.errors import InputError
+from jfi.faults import Site
+from jfi.program import Program, trace
+
+# What may stand between a weight and the product it enters without changing what it is.
+_LAYOUT = frozenset(["convert_element_type", "reshape", "transpose", "squeeze", "broadcast_in_dim"])
+_PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
+
+
+class Network(NamedTuple):
+    """A network ready for fault injection; made by `network`.
+
+    apply: `(params, x [B, ...]) -> logits [B, C]`, as given, in full precision.
+    params: its parameters, as given; leaves: the same as a flat tuple.
+    program: its equations for one image.
+    sites: every leaf that has bits and that the logits depend on, in order of first use.
+    kernels: names of the sites that enter a convolution or a matrix product as its weight.
+    """
+
+    apply: Callable[[Any, Any], Any]
+    params: Any
+    leaves: tuple[Any, ...]
+    program: Program
+    sites: tuple[Site, ...]
+    kernels: frozenset[str]
+    positions: dict[str, int]  # site name -> number of its leaf
+
+    def values(self, site: Site) -> np.ndarray:
+        """The golden values of a site, as NumPy."""
+        return np.asarray(self.leaves[self.positions[site.name]])
+
+
+def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Network:
+    """Read a network without editing it.
+
+    Args:
+      apply: `(params, x [B, ...]) -> logits [B, C]`, any JAX function; images independent.
+      params: pytree of arrays; site names are its paths, `conv1/kernel` (without `params/`).
+      image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`.
+
+    Raises:
+      InputError: a parameter that is not finite, no parameter with bits, or an `apply` that
+        does not return logits.
+    """
+    apply = _full_precision(apply)
+    program = trace(apply, params, jax.ShapeDtypeStruct(image.shape, image.dtype))
+    paths, leaves = zip(*jax.tree.leaves_with_path(params), strict=True)
+    names = [_name(path) for path in paths]
+    positions = {names[number]: number for number in _used(program) if _has_bits(leaves[number])}
+    sites = tuple(
+        Site(name, tuple(leaves[n].shape), np.dtype(leaves[n].dtype))
+        for name, n in positions.items()
+    )
+    if not sites:
+        raise InputError("params hold no array with bits that the logits depend on")
+    weights = _weights(program)
+    found = Network(
+        apply, params, leaves, program, sites,
+        frozenset(name for name, n in positions.items() if n in weights), positions,
+    )  # fmt: skip
+    for site in sites:
+        _check_finite(site.name, found.values(site))
+    return found
+
+
+def select(network: Network, pattern: str | None = None) -> tuple[Site, ...]:
+    """Sites by name: those a regular expression matches in full, or by default the kernels.
+
+    Raises:
+      InputError: the pattern is no regular expression or matches no site.
+    """
+    if pattern is None:
+        return tuple(site for site in network.sites if site.name in network.kernels)
+    try:
+        found = tuple(site for site in network.sites if re.fullmatch(pattern, site.name))
+    except re.error as error:
+        raise InputError(f"sites {pattern!r} is not a regular expression: {error}") from None
+    if not found:
+        names = ", ".join(site.name for site in network.sites)
+        raise InputError(f"sites {pattern!r} matches no site in full; the sites are {names}")
+    return found
+
+
+def _full_precision(apply):
+    # GPUs and TPUs otherwise compute float32 products in fewer bits.
+    def full(params, x):
+        with jax.default_matmul_precision("float32"):
+            return apply(params, x)
+
+    return full
+
+
+def _name(path) -> str:
+    """`conv1/kernel` from a pytree path; Flax's leading `params` says nothing and goes."""
+    parts = [
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    ]
+    if len(parts) > 1 and parts[0] == "params":
+        parts = parts[1:]
+    if len(parts) > 1 and parts[-1] == "value":  # Flax NNX variables
+        parts = parts[:-1]
+    return "/".join(parts)
+
+
+def _has_bits(leaf) -> bool:
+    try:
+        bits.width(leaf.dtype)
+    except (InputError, TypeError):
+        return False
+    return True
+
+
+def _used(program: Program) -> list[int]:
+    """Numbers of the leaves that the logits depend on, in order of first use."""
+    numbers = {var: number for number, var in enumerate(program.leaves)}
+    atoms = [atom for eqn in program.eqns for atom in eqn.invars]
+    found = [numbers[a] for a in atoms if not isinstance(a, core.Literal) and a in numbers]
+    return list(dict.fromkeys(found))
+
+
+def _weights(program: Program) -> set[int]:
+    """Numbers of the leaves that enter a product, at most laid out or cast on the way."""
+    source = {var: number for number, var in enumerate(program.leaves)}
+    found = set()
+    for eqn in program.eqns:
+        numbers = [
+            source[atom]
+            for atom in eqn.invars
+            if not isinstance(atom, core.Literal) and atom in source
+        ]
+        if eqn.primitive.name in _PRODUCTS:
+            found.update(numbers)
+        elif eqn.primitive.name in _LAYOUT and numbers:
+            source[eqn.outvars[0]] = numbers[0]
+    return found
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.issubdtype(values.dtype, np.integer):
+        bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
+        if bad.size:
+            raise InputError(
+                f"parameter {name} is {values.ravel()[bad[0]]} at index {bad[0]}; "
+                "golden parameters must be finite"
+            )

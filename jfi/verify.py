@@ -1,0 +1,100 @@
+"""Verification: random pairs of a campaign run again naively, by an independent path.
+
+Naive means: bitcast the leaf, change the bit, run the whole network as the user wrote it, one
+pair after another, in one compiled program. Nothing of the splitting or the rank-one rules is
+in it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jfi import bits
+from jfi.engine import Engine, by_site, close, take
+from jfi.faults import Faults
+from jfi.outcomes import classify
+
+BATCH = 32  # pairs of one call, run one after another
+
+
+class Verification(NamedTuple):
+    """Pairs run again: how many agree, differ within float rounding, and disagree.
+
+    `worst` describes the first disagreement in words, empty if there is none.
+    """
+
+    pairs: int
+    agreements: int
+    near_ties: int
+    disagreements: int
+    worst: str = ""
+
+
+def naive(engine: Engine, faults: Faults, image: np.ndarray) -> np.ndarray:
+    """Logits [P, C] of the k-th fault on image `image[k]` by whole re-runs."""
+    logits = np.empty((image.size, engine.golden.logits.shape[1]), engine.golden.logits.dtype)
+    for site, rows in by_site(faults, np.arange(image.size)):
+        program = _program(engine, site)
+        for start in range(0, rows.size, BATCH):
+            part = rows[start : start + BATCH]
+            full = np.resize(part, BATCH)
+            chosen = take(faults, full)
+            pairs = (
+                chosen.index.astype(np.int32), chosen.bit.astype(np.int32),
+                chosen.polarity.astype(np.int32), engine.images[image[full]],
+            )  # fmt: skip
+            logits[part] = np.asarray(program(engine.network.leaves, pairs))[: part.size]
+    return logits
+
+
+def _program(engine: Engine, site: int):
+    """Compiled: (leaves, pairs) -> logits [BATCH, C] for faults in one site."""
+    network = engine.network
+    position = network.positions[engine.sites[site].name]
+    tree = jax.tree.structure(network.params)
+
+    def one(leaves, pair):
+        index, bit, polarity, x = pair
+        leaves = list(leaves)
+        leaves[position] = bits.inject(leaves[position], index, bit, polarity)
+        return network.apply(jax.tree.unflatten(tree, leaves), x[None])[0]
+
+    return jax.jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
+
+
+def verify(engine: Engine, faults: Faults, image: np.ndarray) -> Verification:
+    """Compare the engine with naive re-runs, the k-th fault on image `image[k]`.
+
+    Outcomes that differ are a near-tie where both logits agree within float rounding
+    (`jfi.engine.close`), and a disagreement otherwise.
+    """
+    if not image.size:
+        return Verification(0, 0, 0, 0)
+    fast = engine.pairs(faults, image)
+    slow = naive(engine, faults, image)
+    golden = naive(engine, _identities(engine, faults), image)
+    codes = np.asarray(jax.jit(classify)(golden, slow, engine.labels[image]))
+    same = fast.codes == codes
+    bad = np.flatnonzero(~same & ~close(fast.logits, slow))
+    worst = _describe(engine, faults, image, fast.logits, slow, bad[0]) if bad.size else ""
+    agreements = int(same.sum())
+    return Verification(image.size, agreements, image.size - agreements - bad.size, bad.size, worst)
+
+
+def _identities(engine: Engine, faults: Faults) -> Faults:
+    """The same words and bits, stuck at the value they have: golden by the naive path."""
+    polarity = np.empty_like(faults.polarity)
+    for site, rows in by_site(faults, np.arange(faults.site.size)):
+        words = bits.to_bits(engine.network.values(engine.sites[site])).ravel()
+        words = words[faults.index[rows]]
+        polarity[rows] = (words >> faults.bit[rows].astype(words.dtype)) & words.dtype.type(1)
+    return faults._replace(polarity=polarity)
+
+
+def _describe(engine: Engine, faults: Faults, image, fast, slow, k: int) -> str:
+    return (
+        f"{engine.sites[faults.site[k]].name} index {faults.index[k]} bit {faults.bit[k]} "
+        f"{bits.POLARITIES[faults.polarity[k]]} on image {image[k]}: "
+        f"logits {fast[k]}, naively {slow[k]}"
+    )
