@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from jfi.errors import InputError
 from nets import NetError
@@ -25,16 +25,22 @@ def run(main: Callable[[], int | None]) -> None:
     app.run(lambda _: _guard(main), flags_parser=_parse)
 
 
+def fail(error: object, status: int = FAILED) -> int:
+    """Print the error as one line on standard error; the exit status for `main` to return."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
 def _guard(main: Callable[[], int | None]) -> int | None:
     try:
         _cache_compilations()
         return main()
     except (InputError, NetError) as error:
-        return _report(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     except OSError as error:
-        return _report(error, FAILED)
+        return fail(error)
     except KeyboardInterrupt:
-        return _report("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -42,12 +48,13 @@ def _parse(argv: list[str]) -> list[str]:
     if HELP & set(argv[1:]):
         print(help_text())
         sys.exit(0)
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # JAX tells of every backend it tries
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        sys.exit(_report(error, BAD_INPUT))
+        sys.exit(fail(error, BAD_INPUT))
     if len(rest) > 1:
-        sys.exit(_report(f"argument {rest[1]!r} is unknown; flags start with --", BAD_INPUT))
+        sys.exit(fail(f"argument {rest[1]!r} is unknown; flags start with --", BAD_INPUT))
     return rest
 
 
@@ -62,12 +69,6 @@ def _flag_help(flag: flags.Flag) -> str:
     name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}"
     default = "" if flag.default is None else f" (default: {flag.default})"
     return f"{name}{default}\n" + flags.text_wrap(flag.help, 100, "      ")
-
-
-def _report(error: object, status: int) -> int:
-    """Print the error as one line; the exit status."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return status
 
 
 def _cache_compilations() -> None:

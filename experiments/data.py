@@ -162,11 +162,13 @@ def _digits() -> dict[str, np.ndarray]:
 
     images, labels = load_digits(return_X_y=True)
     order = np.argsort(np.random.Philox(0).random_raw(len(labels)))
-    images = (images.reshape(-1, 8, 8, 1)[order] / 16).astype(np.float32)
-    train, test = slice(None, DIGITS_TRAIN), slice(DIGITS_TRAIN, None)
-    return dict(
-        zip(MNIST_FILES, (images[train], labels[order][train], images[test], labels[order][test]))
-    )
+    images, labels = (images.reshape(-1, 8, 8, 1) / 16)[order], labels[order]
+    return {
+        "x_train": images[:DIGITS_TRAIN],
+        "y_train": labels[:DIGITS_TRAIN],
+        "x_test": images[DIGITS_TRAIN:],
+        "y_test": labels[DIGITS_TRAIN:],
+    }
 
 
 def _prepared(
@@ -225,9 +227,7 @@ def _dataset(name: str, arrays: Mapping[str, np.ndarray], splits: tuple[str, ...
     return dataset
 
 
-def _half(
-    name: str, arrays: Mapping[str, np.ndarray], split: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _half(name: str, arrays: Mapping[str, np.ndarray], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Checked images and labels of one split."""
     for key in (f"x_{split}", f"y_{split}"):
         if key not in arrays:

@@ -367,7 +367,9 @@ def _collect_distinct(stream: np.random.Philox, population: int, n: int) -> np.n
     """The values that `_mark_distinct` marks, sorted, int64[n]."""
     found = np.empty(0, np.int64)
     while found.size < n:
-        found = np.union1d(found, _uniform(stream, population, n - found.size))
+        drawn = np.concatenate([found, _uniform(stream, population, n - found.size)])
+        drawn.sort()
+        found = drawn[np.diff(drawn, prepend=-1) > 0]
     return found
 
 

@@ -1,0 +1,199 @@
+"""Run a fault-injection campaign: the main job.
+
+    python -m experiments.campaign --net=resnet20 --weights=resnet20.th --dataset=cifar10 \\
+        --images=128 --sampler=data_aware --verify=2000
+
+injects the faults that the sampler draws, judges each on every image, and writes to --workdir:
+manifest.json (what was run), outcomes/*.parquet (one row a fault), summary.json (estimates with
+margins and intervals), report.md with figures. A fault is critical when it changes the top-1
+answer, against the fault-free network, of at least one image.
+
+A campaign that was stopped, in whatever way, goes on when started again with the same flags; with
+other flags on the same work directory it refuses. --verify, --truth and --memory change no
+outcome and may differ.
+"""
+
+import time
+from pathlib import Path
+
+from absl import flags
+
+import nets
+from experiments import cli, data, target
+from jfi import campaign, engine, records, report
+from jfi.engine import Engine
+from jfi.errors import InputError
+from jfi.estimates import Estimate
+from jfi.faults import read_fault_list
+
+CONFIG = (
+    "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
+    "keep_bits".split()
+)
+MEBIBYTE = 1 << 20
+QUIET_SECONDS = 30  # between lines of progress where there is no terminal
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    target.define_flags()
+    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
+    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    flags.DEFINE_string(
+        "faults",
+        None,
+        "Inject exactly the faults of this CSV file (columns site, index, bit, polarity) in place "
+        "of a sampler's.",
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the sample: the same faults on any machine.", 0)
+    flags.DEFINE_string(
+        "workdir", None, "Where records go. Default: runs/<net>_<dataset>_<sampler>."
+    )
+    flags.DEFINE_integer("verify", 200, "Random pairs to run again naively at the end.", 0)
+    flags.DEFINE_bool("keep_bits", False, "Record which images each fault is critical for.")
+    flags.DEFINE_string(
+        "truth", None, "Work directory of an exhaustive campaign to compare the estimates with."
+    )
+    flags.DEFINE_integer("memory", 1024, "MiB of golden values kept on the device at a time.", 1)
+
+
+def config() -> dict:
+    """The flags that decide the outcomes."""
+    args = flags.FLAGS
+    return {name: getattr(args, name) for name in CONFIG}
+
+
+def truth_of(workdir: str, here: dict) -> dict[str, float]:
+    """Exhaustive shares by unit from the work directory of another campaign.
+
+    Raises:
+      InputError: it was not exhaustive, or of other faults, weights or images.
+    """
+    there = records.read_manifest(workdir)
+    if there["config"]["sampler"] != "exhaustive":
+        raise InputError(
+            f"truth {workdir} was sampled {there['config']['sampler']}, not exhaustive"
+        )
+    for part in ("hashes", "population", "images"):
+        if there[part] != here[part]:
+            raise InputError(f"truth {workdir} has other {part}; it must be of the same campaign")
+    found = records.read_summary(workdir)["estimates"]
+    return {unit["unit"]: unit["estimate"] for unit in found}
+
+
+def main() -> int | None:
+    """Run the campaign that the flags ask for."""
+    args = flags.FLAGS
+    dataset = data.load(args.dataset, args.data_dir, train=False)
+    net = nets.build(args.net, dataset.x_test.shape[1:])
+    images, labels = target.workload(net, dataset, args.images)
+    network = target.load_network(net, target.weights_path(net, dataset.name))
+    plan = _plan(network)
+    runner = Engine(network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE)
+    manifest = campaign.manifest(plan, runner, config())
+    truth = truth_of(args.truth, manifest) if args.truth else None
+    sampler = campaign.LISTED if args.faults else args.sampler
+    workdir = Path(args.workdir or Path("runs", f"{net.name}_{dataset.name}_{sampler}"))
+    accuracy = float((runner.golden.top1 == labels).mean())
+    print(
+        f"{net.name}: golden accuracy {accuracy:.2%} on {len(images):,} images; "
+        f"{plan.injections:,} of {int(plan.population.sum()):,} faults ({sampler})"
+    )
+    golden_rate = engine.golden_rate(network, images)
+    with _Progress() as progress:
+        summary = campaign.run(
+            plan, runner, workdir, config(),
+            verify_pairs=args.verify, keep_bits=args.keep_bits, progress=progress,
+        )  # fmt: skip
+    measured = _measured(summary, golden_rate, accuracy)
+    records.write_summary(workdir, {**summary, "measured": measured})
+    return _conclude(workdir, summary, measured, truth)
+
+
+def _plan(network) -> campaign.Plan:
+    args = flags.FLAGS
+    if args.faults:
+        return campaign.plan_listed(
+            network, read_fault_list(args.faults, network.sites), target.request()
+        )
+    return campaign.plan(
+        network,
+        args.sampler,
+        sites_pattern=args.sites,
+        fault_model=args.fault_model,
+        request=target.request(),
+        seed=args.seed,
+    )
+
+
+def _measured(summary: dict, golden_rate: float, accuracy: float) -> dict:
+    """What this run measured; the rates only where it ran any fault itself."""
+    measured = {"images": summary["images"], "golden_accuracy": round(accuracy, 4)}
+    if summary["run"]["faults"]:
+        rate = summary["run"]["verdicts_per_second"]
+        measured |= {
+            "seconds": round(summary["run"]["seconds"], 1),
+            "verdicts_per_second": round(rate),
+            "golden_images_per_second": round(golden_rate),
+            "verdicts_per_golden_inference": round(rate / golden_rate, 2),
+        }
+    return measured
+
+
+def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) -> int | None:
+    """Print the table and the report's place; exit status 1 for a failed verification."""
+    estimates = [Estimate(**unit) for unit in summary["estimates"]]
+    shown = [e for e in estimates if e.level in ("network", "layer")]
+    print(report.table(shown, truth))
+    verify = summary["verify"]
+    manifest = records.read_manifest(workdir)
+    path = report.write_report(workdir, manifest, estimates, verify, truth, measured)
+    for name, value in measured.items():
+        print(f"{name}: {value:,}")
+    print(
+        f"verify: {verify['pairs']:,} pairs, {verify['agreements']:,} agree, "
+        f"{verify['near_ties']:,} near-ties, {verify['disagreements']:,} disagree"
+    )
+    print(f"report: {path}")
+    if verify["disagreements"]:
+        return cli.fail(f"verification failed: {verify['worst']}")
+    return None
+
+
+class _Progress:
+    """Live progress on a terminal, a line now and then elsewhere."""
+
+    def __enter__(self):
+        from rich.console import Console
+        from rich.progress import Progress, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.live = console.is_terminal
+        self.task = self.bar.add_task("faults", total=None)
+        self.started = self.printed = time.monotonic()
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.bar.__exit__(*error)
+
+    def __call__(self, state: campaign.Progress) -> None:
+        spent = time.monotonic() - self.started
+        rate = (state.done - state.resumed) / spent
+        text = f"{state.done:,} of {state.total:,} faults, {rate:,.0f} faults/s"
+        if rate > 0:
+            text += f", {(state.total - state.done) / rate:,.0f} s left"
+        e = state.estimate
+        text += f", critical {report.percent(e.estimate)} ± {report.percent(e.margin)}%"
+        self.bar.update(self.task, completed=state.done, total=state.total, description=text)
+        if not self.live and time.monotonic() - self.printed > QUIET_SECONDS:
+            self.printed = time.monotonic()
+            print(text, flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,135 @@
+"""Plan a campaign: how many faults, where, and how long it would take. Runs no fault.
+
+    python -m experiments.plan --net=resnet20 --sampler=layer_wise --t=2.58
+
+prints, for the stuck-at faults in the kernels of ResNet-20, a population of 17,173,504 and the
+sample of each layer, 307,649 in all (Table I of Ruospo et al., DATE 2023, whose total of 307,650
+books ten biases under layer 11). Sample sizes follow from the shapes alone, except those of
+data_aware, which needs --weights. Takes seconds; the run time it expects is a rough one, from
+the network's own speed on this machine and the operations that are left after each fault.
+"""
+
+import json
+
+import numpy as np
+from absl import flags
+
+import nets
+from experiments import cli, target
+from jfi import campaign, engine, split
+from jfi.campaign import Plan
+from jfi.program import flops
+from jfi.sites import Network
+
+COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    target.define_flags()
+    flags.DEFINE_string("dataset", None, "The data set whose trained weights are meant.")
+    flags.DEFINE_integer("images", 1000, "Images of the workload the run time is for.", 1)
+    flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+
+
+def layers(plan: Plan) -> list[dict]:
+    """Population and injections of each site; by bit too where a sampler tells bits apart.
+
+    A network-wise sample falls on layers by chance: its expected share is given.
+    """
+    found = []
+    for number, site in enumerate(plan.space.sites):
+        own = [s for s in plan.strata if s.site == number]
+        row = {"site": site.name, "population": int(plan.space.site_sizes[number])}
+        if own:
+            row["injections"] = sum(s.injections for s in own)
+            if own[0].bit is not None:
+                row["bits"] = {str(s.bit): s.injections for s in own}
+        else:
+            (stratum,) = plan.strata
+            row["injections"] = round(stratum.injections * row["population"] / stratum.population)
+        found.append(row)
+    return found
+
+
+def seconds(network: Network, plan: Plan, images: int, golden_rate: float) -> float:
+    """Expected run time: inferences of each site, in golden inferences, at the golden rate."""
+    whole = flops(network.program.eqns)
+    # Of stuck-at-0 and stuck-at-1, one leaves the bit as it is and costs nothing.
+    share = 1 / len(plan.space.polarities)
+    total = 0.0
+    for row, site in zip(layers(plan), plan.space.sites, strict=True):
+        parts = split.split(network.program, network.positions[site.name])
+        inferences = share * row["injections"] * images
+        total += inferences * parts.flops / whole / golden_rate + COMPILE_SECONDS
+    return total
+
+
+def main() -> None:
+    """Print the plan that the flags ask for."""
+    args = flags.FLAGS
+    net = nets.build(args.net)
+    named = args.weights is not None or args.dataset is not None
+    if args.sampler == "data_aware" or named:
+        network = target.load_network(net, target.weights_path(net, args.dataset))
+    else:
+        network = target.read(net, nets.init(net, 0))
+    plan = campaign.plan(
+        network,
+        args.sampler,
+        sites_pattern=args.sites,
+        fault_model=args.fault_model,
+        request=target.request(),
+    )
+    images = np.random.default_rng(0).normal(size=(64, *net.input_shape)).astype(np.float32)
+    expected = seconds(network, plan, args.images, engine.golden_rate(network, images))
+    (_print_json if args.json else _print_tables)(plan, args.images, expected)
+
+
+def _print_json(plan: Plan, images: int, expected: float) -> None:
+    print(
+        json.dumps(
+            {
+                "population": plan.space.size,
+                "injections": plan.injections,
+                "images": images,
+                "seconds": round(expected, 1),
+                "layers": layers(plan),
+            }
+        )
+    )
+
+
+def _print_tables(plan: Plan, images: int, expected: float) -> None:
+    rows = layers(plan)
+    width = max(len("site"), *(len(row["site"]) for row in rows))
+    print(f"{'site':{width}} {'population':>15} {'injections':>12}")
+    total = {"site": "total", "population": plan.space.size, "injections": plan.injections}
+    for row in [*rows, total]:
+        print(f"{row['site']:{width}} {row['population']:>15,} {row['injections']:>12,}")
+    if any(len(set(row.get("bits", {}).values())) > 1 for row in rows):
+        _print_bits(plan)
+    print(f"\nexpected on this machine for {images:,} images: {_duration(expected)}")
+
+
+def _print_bits(plan: Plan) -> None:
+    print(f"\n{'bit':>3} {'population':>15} {'injections':>12}")
+    for bit in sorted({s.bit for s in plan.strata}, reverse=True):
+        own = [s for s in plan.strata if s.bit == bit]
+        population, injections = (
+            sum(column) for column in zip(*(s[2:4] for s in own), strict=True)
+        )
+        print(f"{bit:>3} {population:>15,} {injections:>12,}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

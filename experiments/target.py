@@ -1,0 +1,104 @@
+"""What is under test, from the flags that plan and campaign share: network, weights, workload."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import jfi
+import nets
+from experiments import data
+from jfi.errors import InputError
+from jfi.faults import FAULT_MODELS
+from jfi.sampling import SAMPLERS, Request
+from jfi.sites import Network
+
+WEIGHTS = Path("weights")
+
+
+def define_flags() -> None:
+    """Flags of the network and of the plan."""
+    flags.DEFINE_string("net", "lenet", f"The network: {', '.join(nets.names())}.")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Its weights: .safetensors, or a PyTorch checkpoint (.th, .pt, .pth). Default: what "
+        "experiments.train wrote, weights/<net>_<dataset>.safetensors.",
+    )
+    flags.DEFINE_enum(
+        "sampler",
+        "data_aware",
+        list(SAMPLERS),
+        "Which faults: all (exhaustive); a sample of the network (network_wise), of each layer "
+        "(layer_wise), of each bit of each layer with p = 0.5 (data_unaware) or with p from the "
+        "weights (data_aware).",
+    )
+    flags.DEFINE_enum(
+        "fault_model", "stuck_at", list(FAULT_MODELS), "Bits stuck at 0 and at 1, or flipped."
+    )
+    flags.DEFINE_string(
+        "sites",
+        None,
+        "Parameter leaves to put faults in: a regular expression that matches their whole name, as "
+        "'.*/bias' or 'layer1_.*'. Default: the kernels of all convolution and dense layers.",
+    )
+    flags.DEFINE_float("error_margin", 0.01, "Error margin e wanted, in (0, 1).")
+    flags.DEFINE_float("confidence", 0.99, "Confidence of margins and intervals, in (0, 1).")
+    flags.DEFINE_float(
+        "t",
+        None,
+        "Normal quantile to use in place of the exact one of the confidence; the literature "
+        "takes 2.58 for 99%.",
+    )
+
+
+def request() -> Request:
+    """The precision that the flags ask for."""
+    args = flags.FLAGS
+    return Request(args.error_margin, args.confidence, args.t)
+
+
+def load_network(net: nets.Net, weights: str | Path) -> Network:
+    """The network with its weights from a file."""
+    return read(net, nets.load(net, weights))
+
+
+def read(net: nets.Net, variables: dict) -> Network:
+    """A network of `nets` as the engine takes it."""
+    image = jax.ShapeDtypeStruct(net.input_shape, jnp.float32)
+    return jfi.network(net.module.apply, variables, image)
+
+
+def weights_path(net: nets.Net, dataset: str | None) -> Path:
+    """The flag's weights, or what training wrote.
+
+    Raises:
+      InputError: no weights were named and there are none of this network and data set.
+    """
+    if flags.FLAGS.weights is not None:
+        return Path(flags.FLAGS.weights)
+    path = WEIGHTS / f"{net.name}_{dataset}.safetensors"
+    if not path.exists():
+        raise InputError(
+            f"no --weights given and {path} is not there; name a file, or train it: "
+            f"python -m experiments.train --net={net.name} --dataset={dataset}"
+        )
+    return path
+
+
+def workload(net: nets.Net, dataset: data.Dataset, images: int | None) -> tuple[np.ndarray, ...]:
+    """The first `images` test images, normalised, and their labels; all of them for None.
+
+    Raises:
+      InputError: fewer test images than asked for, or a label the network has no class for.
+    """
+    data.check_labels(dataset, net.num_classes)
+    there = len(dataset.x_test)
+    if images is not None and not 1 <= images <= there:
+        raise InputError(f"images {images} is out of range; {dataset.name} has 1 to {there}")
+    return (
+        np.asarray(nets.normalise(net, dataset.x_test[:images])),
+        dataset.y_test[:images],
+    )

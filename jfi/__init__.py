@@ -1,0 +1,28 @@
+"""jfi: what happens to a neural network when a bit of it breaks.
+
+The data's way: `network` (a user's network, unedited) and its sites, `plan` (which faults),
+`Engine` (golden run and outcomes), `run` (a campaign on record), estimates and report.
+"""
+
+from jfi.campaign import plan, plan_listed, run
+from jfi.engine import Engine
+from jfi.errors import InputError
+from jfi.estimates import Estimate
+from jfi.faults import Faults, FaultSpace, Site
+from jfi.sampling import Request
+from jfi.sites import network, select
+
+__all__ = [
+    "Engine",
+    "Estimate",
+    "FaultSpace",
+    "Faults",
+    "InputError",
+    "Request",
+    "Site",
+    "network",
+    "plan",
+    "plan_listed",
+    "run",
+    "select",
+]
