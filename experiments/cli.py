@@ -48,7 +48,7 @@ def _parse(argv: list[str]) -> list[str]:
     if HELP & set(argv[1:]):
         print(help_text())
         sys.exit(0)
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # JAX tells of every backend it tries
+    flags.FLAGS.verbosity = logging.WARNING  # else JAX tells of every backend it tries
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:

@@ -206,7 +206,7 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"dataset {path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in MNIST_FILES if key in arrays}
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
         raise InputError(f"dataset {path}: truncated, or not a .npz file of arrays") from error

@@ -173,9 +173,9 @@ class Engine:
                     continue
                 words = bits.to_bits(self.network.values(site)).ravel()[faults.index[inside]]
                 faulty = bits.set_bit(words, faults.bit[inside], faults.polarity[inside])
-                at = np.stack(np.unravel_index(faults.index[inside], site.shape), axis=-1)
+                at = _positions(faults.index[inside], site.shape)
                 done = program.run(
-                    self._load(number, start), at.astype(np.int32),
+                    self._load(number, start), at,
                     bits.from_bits(faulty, site.dtype), image[inside],
                 )  # fmt: skip
                 found.codes[inside], found.logits[inside] = done
@@ -273,6 +273,12 @@ def close(a: np.ndarray, b: np.ndarray, rounding: float = 2.0**10) -> np.ndarray
     return np.where(finite, near, same).all(axis=-1)
 
 
+def _positions(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """int32 [P, rank]: C-order positions as one index an axis."""
+    at = np.unravel_index(index, shape) if shape else []
+    return np.array(at, np.int32).reshape(len(shape), index.size).T
+
+
 def take(faults: Faults, rows) -> Faults:
     """The faults of these rows."""
     return Faults(*(column[rows] for column in faults))
@@ -328,7 +334,5 @@ def _check_labels(labels, logits_shape: tuple[int, int]) -> np.ndarray:
         )
     bad = labels[(labels < 0) | (labels >= classes)]
     if bad.size:
-        raise InputError(
-            f"label {bad[0]} is out of range; the network has classes 0 to {classes - 1}"
-        )
+        raise InputError(f"label {bad[0]} is out of range; the classes are 0 to {classes - 1}")
     return labels.astype(np.int32)

@@ -229,11 +229,14 @@ def _variance(strata: Strata, p: np.ndarray) -> float:
 def _effective_injections(strata: Strata) -> float:
     """The simple random sample of equal variance (Korn and Graubard 1998, section 3).
 
-    p of each stratum is drawn towards 1/2 first, so that strata without a critical fault still
-    have a variance. One stratum gives n (N-1) / (N-n); infinite when every fault was injected.
+    Each stratum's p is drawn towards the unit's by one injection, and that one towards 1/2, so
+    that strata without a critical fault still have a variance, and many of them not too much.
+    One stratum gives n (N-1) / (N-n); infinite when every fault was injected.
     """
-    p = (strata.critical + 0.5) / (strata.injections + 1)
-    mean, variance = np.sum(strata.weight * p), _variance(strata, p)
+    k, n, weight = strata.critical, strata.injections, strata.weight
+    prior = np.sum(weight * (k + 0.5) / (n + 1))
+    p = (k + prior) / (n + 1)
+    mean, variance = np.sum(weight * p), _variance(strata, p)
     return float(mean * (1 - mean) / variance) if variance > 0 else np.inf
 
 

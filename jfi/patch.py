@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -27,11 +28,33 @@ class Patch(NamedTuple):
     """A value that equals the golden one outside a block.
 
     at: per axis, the index of the block on that axis, or None where it spans the whole axis.
-    value: the block; size 1 on the axes that `at` fixes.
+    blocks: [2, ...], the faulty and the golden block; size 1 on the axes that `at` fixes.
+
+    The golden block is made again beside the faulty one, in the same loops: the golden run may
+    round otherwise (another loop, another exp), and only this tells that nothing has changed.
     """
 
     at: tuple[Index | None, ...]
-    value: Any
+    blocks: Any
+
+    @property
+    def value(self):
+        """The faulty block."""
+        return self.blocks[0]
+
+    @property
+    def golden(self):
+        """The golden block."""
+        return self.blocks[1]
+
+    def map(self, at: Sequence[Index | None], change: Callable[[Any], Any]) -> "Patch":
+        """The patch at `at` with both blocks changed alike."""
+        return Patch(tuple(at), jax.vmap(change)(self.blocks))
+
+
+def pair(at: Sequence[Index | None], value, golden) -> Patch:
+    """The patch of a faulty and a golden block."""
+    return Patch(tuple(at), jnp.stack([value, golden]))
 
 
 class Golden(Protocol):
@@ -50,10 +73,10 @@ def shape(atom) -> tuple[int, ...]:
     return atom.aval.shape
 
 
-def make(atom, at: Sequence[Index | None], value) -> Patch | Any:
-    """A patch of `atom`, or the plain value when the block spans all of it."""
-    at = tuple(None if d == 1 else i for i, d in zip(at, shape(atom), strict=True))
-    return value if all(i is None for i in at) else Patch(at, value)
+def simplify(atom, patch: Patch) -> Patch | Any:
+    """The patch of `atom`, or the plain value when the block spans all of it."""
+    at = tuple(None if d == 1 else i for i, d in zip(patch.at, shape(atom), strict=True))
+    return patch.value if all(i is None for i in at) else patch._replace(at=at)
 
 
 def whole(golden: Golden, atom, value: Patch | Any) -> Any:
@@ -67,19 +90,22 @@ def whole(golden: Golden, atom, value: Patch | Any) -> Any:
         for axis, index in enumerate(value.at)
         if index is not None
     ]
-    return jnp.where(reduce(jnp.logical_and, here), value.value, golden.whole(atom))
+    changed = reduce(jnp.logical_and, here, value.value != value.golden)
+    return jnp.where(changed, value.value, golden.whole(atom))
 
 
-def _blocks(golden: Golden, eqn, values, at) -> list[Any]:
-    """Every operand cut to the block `at`; scalars as they are."""
-    return [
-        value.value
+def _blockwise(golden: Golden, eqn, values, at) -> Patch:
+    """The equation on every operand cut to the block `at`; scalars as they are."""
+    operands = [
+        value.blocks
         if isinstance(value, Patch)
-        else golden.whole(atom)
-        if not shape(atom)
         else golden.block(atom, at)
+        if shape(atom)
+        else golden.whole(atom)
         for atom, value in zip(eqn.invars, values, strict=True)
     ]
+    axes = [0 if isinstance(value, Patch) else None for value in values]
+    return Patch(at, jax.vmap(lambda *blocks: bind(eqn, blocks)[0], axes)(*operands))
 
 
 def _only(values) -> Patch | None:
@@ -93,14 +119,14 @@ def _fixed(patch: Patch) -> list[int]:
 
 
 # --- Rules. Each takes (golden, eqn, values): an operand's value is None where it is golden, a
-# --- Patch, or a full array; it returns a Patch, a full array, or None where it does not apply.
+# --- Patch, or a full array; it returns a Patch, or None where it does not apply.
 
 
 def _elementwise(golden, eqn, values):
     at = _common_index(values)
     if at is None:
         return None
-    return Patch(at, bind(eqn, _blocks(golden, eqn, values, at))[0])
+    return _blockwise(golden, eqn, values, at)
 
 
 def _common_index(values):
@@ -123,20 +149,21 @@ def _broadcast_in_dim(golden, eqn, values):
     for axis, index in zip(dims, patch.at, strict=True):
         at[axis] = index
     out = tuple(d if i is None else 1 for d, i in zip(eqn.params["shape"], at, strict=True))
-    return Patch(tuple(at), lax.broadcast_in_dim(patch.value, out, dims))
+    return patch.map(at, lambda block: lax.broadcast_in_dim(block, out, dims))
 
 
 def _transpose(golden, eqn, values):
     (patch,) = values
     order = eqn.params["permutation"]
-    return Patch(tuple(patch.at[axis] for axis in order), lax.transpose(patch.value, order))
+    at = [patch.at[axis] for axis in order]
+    return patch.map(at, lambda block: lax.transpose(block, order))
 
 
 def _squeeze(golden, eqn, values):
     (patch,) = values
     gone = eqn.params["dimensions"]
     at = tuple(index for axis, index in enumerate(patch.at) if axis not in gone)
-    return Patch(at, lax.squeeze(patch.value, gone))
+    return patch.map(at, lambda block: lax.squeeze(block, gone))
 
 
 def _reshape(golden, eqn, values):
@@ -151,7 +178,7 @@ def _reshape(golden, eqn, values):
     if at is None:
         return None
     out = tuple(d if i is None else 1 for d, i in zip(new, at, strict=True))
-    return Patch(at, lax.reshape(patch.value, out))
+    return patch.map(at, lambda block: lax.reshape(block, out))
 
 
 def _kept_axes(at, old, new):
@@ -188,8 +215,8 @@ def _reduce(golden, eqn, values):
     axes = eqn.params.get("axes", ())
     if patch is None or set(axes).intersection(_fixed(patch)):
         return None
-    at = tuple(index for axis, index in enumerate(patch.at) if axis not in axes)
-    return Patch(at, bind(eqn, [patch.value])[0])
+    at = [index for axis, index in enumerate(patch.at) if axis not in axes]
+    return patch.map(at, lambda block: bind(eqn, [block])[0])
 
 
 def _reduce_window(golden, eqn, values):
@@ -204,7 +231,7 @@ def _reduce_window(golden, eqn, values):
     )
     if not plain:
         return None
-    return Patch(patch.at, bind(eqn, [patch.value])[0])
+    return patch.map(patch.at, lambda block: bind(eqn, [block])[0])
 
 
 def _pad(golden, eqn, values):
@@ -218,7 +245,8 @@ def _pad(golden, eqn, values):
         at[axis], config[axis] = at[axis] * (interior + 1) + low, (0, 0, 0)
     if any(low < 0 or high < 0 for low, high, _ in eqn.params["padding_config"]):
         return None  # Negative padding may cut the block off.
-    return Patch(tuple(at), lax.pad(patch.value, golden.whole(eqn.invars[1]), config))
+    zero = golden.whole(eqn.invars[1])
+    return patch.map(at, lambda block: lax.pad(block, zero, config))
 
 
 def _slice(golden, eqn, values):
@@ -230,7 +258,7 @@ def _slice(golden, eqn, values):
         if (start[axis], limit[axis], strides[axis]) != (0, dims[axis], 1):
             return None
         limit[axis] = 1
-    return Patch(patch.at, lax.slice(patch.value, start, limit, strides))
+    return patch.map(patch.at, lambda block: lax.slice(block, start, limit, strides))
 
 
 def _concatenate(golden, eqn, values):
@@ -239,18 +267,25 @@ def _concatenate(golden, eqn, values):
     if at is None:
         return None
     if at[axis] is None:
-        return Patch(at, bind(eqn, _blocks(golden, eqn, values, at))[0])
+        return _blockwise(golden, eqn, values, at)
     place = [k for k, value in enumerate(values) if value is not None]
     if len(place) != 1:
         return None
     offset = sum(shape(atom)[axis] for atom in eqn.invars[: place[0]])
-    at = (*at[:axis], at[axis] + offset, *at[axis + 1 :])
-    return Patch(at, values[place[0]].value)
+    return values[place[0]]._replace(at=(*at[:axis], at[axis] + offset, *at[axis + 1 :]))
 
 
-def _difference(golden, atom, patch: Patch, dtype):
+def _difference(patch: Patch, dtype):
     """Faulty minus golden on the block, in the type the product is accumulated in."""
-    return patch.value.astype(dtype) - golden.block(atom, patch.at).astype(dtype)
+    value, golden = patch.value.astype(dtype), patch.golden.astype(dtype)
+    # Where both are products, the compiler fuses one into the subtraction: x - x is not 0 then.
+    return jnp.where(value == golden, jnp.zeros((), dtype), value - golden)
+
+
+def _updated(golden, out, at, update) -> Patch:
+    """The golden block of `out` at `at` plus an update."""
+    block = golden.block(out, at)
+    return pair(at, block + update, block)
 
 
 def _dot_general(golden, eqn, values):
@@ -263,7 +298,7 @@ def _dot_general(golden, eqn, values):
         return None
     side = 0 if values[0] is not None else 1
     contract, batch = eqn.params["dimension_numbers"]
-    atom, other = eqn.invars[side], eqn.invars[1 - side]
+    other = eqn.invars[1 - side]
     (out,) = eqn.outvars
     at_other: list[Index | None] = [None] * len(shape(other))
     at_batch: list[Index | None] = [None] * len(batch[side])
@@ -279,13 +314,14 @@ def _dot_general(golden, eqn, values):
     rest = [None] * (len(shape(out)) - len(at_batch) - len(free))
     at = (*at_batch, *free, *rest) if side == 0 else (*at_batch, *rest, *free)
     factor = golden.block(other, at_other)
+
+    def product(block, factor):
+        return bind(eqn, (block, factor) if side == 0 else (factor, block))[0]
+
     if not set(contract[side]).intersection(_fixed(patch)):
-        operands = (patch.value, factor) if side == 0 else (factor, patch.value)
-        return make(out, at, bind(eqn, operands)[0])
-    delta = _difference(golden, atom, patch, out.aval.dtype)
-    operands = (delta, factor.astype(delta.dtype))
-    update = bind(eqn, operands if side == 0 else operands[::-1])[0]
-    return make(out, at, golden.block(out, at) + update)
+        return patch.map(at, lambda block: product(block, factor))
+    delta = _difference(patch, out.aval.dtype)
+    return _updated(golden, out, at, product(delta, factor.astype(delta.dtype)))
 
 
 class _Conv(NamedTuple):
@@ -359,9 +395,9 @@ def _conv_weight(golden, eqn, conv: _Conv, patch: Patch):
     shifted = conv.strided(golden.padded(x, conv.pad_config(), start, sizes))
     at: list[Index | None] = [None] * len(shape(out))
     at[conv.out[1]] = co
-    delta = _difference(golden, kernel, patch, out.aval.dtype)
+    delta = _difference(patch, out.aval.dtype)
     update = delta.reshape((1,) * shifted.ndim) * shifted.astype(delta.dtype)
-    return make(out, at, golden.block(out, at) + update)
+    return _updated(golden, out, at, update)
 
 
 def _conv_channel(golden, eqn, conv: _Conv, patch: Patch):
@@ -380,9 +416,9 @@ def _conv_channel(golden, eqn, conv: _Conv, patch: Patch):
         at_kernel[conv.rhs[0]] = at[conv.out[1]] = channel
     elif conv.groups == 1:
         at_kernel[conv.rhs[1]] = channel
-    delta = _difference(golden, x, patch, out.aval.dtype)
+    delta = _difference(patch, out.aval.dtype)
     weights = golden.block(kernel, at_kernel).astype(delta.dtype)
-    return make(out, at, golden.block(out, at) + _taps(conv, out, delta, weights))
+    return _updated(golden, out, at, _taps(conv, out, delta, weights))
 
 
 def _taps(conv: _Conv, out, delta, weights):
@@ -407,7 +443,7 @@ def _taps(conv: _Conv, out, delta, weights):
     return total
 
 
-Rule = Callable[[Golden, Any, Sequence[Any]], Patch | Any | None]
+Rule = Callable[[Golden, Any, Sequence[Any]], Patch | None]
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -447,7 +483,7 @@ def step(golden: Golden, eqn, values: Sequence[Patch | Any | None]) -> list[Patc
     local = any(isinstance(value, Patch) for value in values)
     out = rule(golden, eqn, values) if rule and local else None
     if out is not None:
-        return [out if not isinstance(out, Patch) else make(eqn.outvars[0], out.at, out.value)]
+        return [simplify(eqn.outvars[0], out)]
     full = [
         golden.whole(atom) if value is None else whole(golden, atom, value)
         for atom, value in zip(eqn.invars, values, strict=True)

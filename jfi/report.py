@@ -17,6 +17,7 @@ _TITLES = {
     "bit": "Per bit",
     "layer_bit": "Per layer and bit",
 }
+_GROUND = ("hashes", "quantile", "precision", "device", "versions")  # of the manifest
 _MOST_ROWS = 200  # longer tables stay in summary.json
 
 
@@ -67,21 +68,22 @@ def percent(share: float) -> str:
 
 
 def sentence(e: Estimate, manifest: Mapping[str, Any], images: int | None = None) -> str:
-    """What the estimate of a unit says, in words."""
+    """What the estimate of a unit says, in words; ``images`` is how many judged each fault."""
     config = manifest.get("config", {})
-    where = f"{e.unit} of " if e.level != "network" else ""
-    judged = f", judged on {images:,} images" if images else ""
+    where = "" if e.level == "network" else f"{e.unit} of "
     if e.injections == e.population:
-        return (
-            f"Exactly {percent(e.estimate)}% of all {e.population:,} {_model(config)} faults in "
-            f"{where}{config.get('net', 'the network')} are critical (they change the top-1 "
-            f"answer to at least one image){judged}: every one was decided."
+        share, injected = f"Exactly {percent(e.estimate)}%", "Every one of them was"
+    else:
+        share = (
+            f"With {_confidence(config)} confidence between {percent(e.cp_low)}% and "
+            f"{percent(e.cp_high)}%"
         )
+        injected = f"{e.injections:,} of them were"
+    judged = f", judged on {images:,} image{'s' * (images != 1)}" if images else ""
     return (
-        f"With {_confidence(config)} confidence between {percent(e.cp_low)}% and "
-        f"{percent(e.cp_high)}% of all {e.population:,} {_model(config)} faults in "
-        f"{where}{config.get('net', 'the network')} are critical (they change the top-1 answer "
-        f"to at least one image){judged}. {e.injections:,} of them were injected."
+        f"{share} of the {e.population:,} {_model(config)} faults in "
+        f"{where}the chosen sites of {config.get('net', 'the network')} are critical: they change "
+        f"the top-1 answer to at least one image{judged}. {injected} injected."
     )
 
 
@@ -136,7 +138,7 @@ def write_report(
         "## What was run",
         *_facts("Measured", measured),
         *_facts("Flag", config),
-        *_facts("Part", {k: v for k, v in manifest.items() if k != "config"}),
+        *_facts("Ground", {key: manifest[key] for key in _GROUND if key in manifest}),
     ]
     path = workdir / REPORT
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -169,7 +171,8 @@ def _named(units: Sequence[Estimate], share) -> str:
 
 
 def _model(config: Mapping[str, Any]) -> str:
-    return str(config.get("fault_model", "chosen")).replace("_", "-")
+    model = "listed" if config.get("faults") else config.get("fault_model", "chosen")
+    return str(model).replace("_", "-")
 
 
 def _confidence(config: Mapping[str, Any]) -> str:
@@ -331,7 +334,7 @@ def _finish(axes, axis, set_label, set_limit, floor: float) -> None:
         axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     else:
         set_limit(0, None)
-    axes.legend(frameon=False, fontsize="small", loc="upper right", bbox_to_anchor=(1, 1.12))
+    axes.figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=2)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:

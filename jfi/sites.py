@@ -11,10 +11,8 @@ from jax.extend import core
 from jfi import bits
 from jfi.errors import InputError
 from jfi.faults import Site
-from jfi.program import Program, trace
+from jfi.program import Program, dependents, trace
 
-# What may stand between a weight and the product it enters without changing what it is.
-_LAYOUT = frozenset(["convert_element_type", "reshape", "transpose", "squeeze", "broadcast_in_dim"])
 _PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
 
 
@@ -130,19 +128,17 @@ def _used(program: Program) -> list[int]:
 
 
 def _weights(program: Program) -> set[int]:
-    """Numbers of the leaves that enter a product, at most laid out or cast on the way."""
+    """Numbers of the leaves that enter a product as they are, laid out anew, cast or scaled."""
+    image = dependents(program, program.x)
     source = {var: number for number, var in enumerate(program.leaves)}
     found = set()
     for eqn in program.eqns:
-        numbers = [
-            source[atom]
-            for atom in eqn.invars
-            if not isinstance(atom, core.Literal) and atom in source
-        ]
+        atoms = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in source]
         if eqn.primitive.name in _PRODUCTS:
-            found.update(numbers)
-        elif eqn.primitive.name in _LAYOUT and numbers:
-            source[eqn.outvars[0]] = numbers[0]
+            found.update(source[atom] for atom in atoms)
+        elif eqn.outvars[0] not in image:
+            same = [a for a in atoms if a.aval.size == eqn.outvars[0].aval.size]
+            source.update((eqn.outvars[0], source[atom]) for atom in same[:1])
     return found
 
 

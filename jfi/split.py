@@ -55,23 +55,22 @@ class _Recorder:
     def __init__(self):
         self.keys: dict[Key, None] = {}
 
-    def _zeros(self, atom, sizes):
-        return jnp.zeros(sizes, atom.aval.dtype)
+    def _note(self, key: Key, sizes):
+        self.keys[key] = None
+        return jnp.zeros(sizes, key.var.aval.dtype)
 
     def whole(self, atom):
         if isinstance(atom, core.Literal):
             return atom.val
-        self.keys[Key(atom)] = None
-        return self._zeros(atom, atom.aval.shape)
+        return self._note(Key(atom), atom.aval.shape)
 
     def block(self, atom, at):
-        value = self.whole(atom)
-        sizes = [d if i is None else 1 for i, d in zip(at, value.shape, strict=True)]
-        return self._zeros(atom, sizes)
+        if isinstance(atom, core.Literal):
+            return atom.val
+        return self._note(Key(atom), _block_shape(atom, at))
 
     def padded(self, atom, config, start, sizes):
-        self.keys[Key(atom, tuple(config))] = None
-        return self._zeros(atom, sizes)
+        return self._note(Key(atom, tuple(config)), sizes)
 
 
 class _Stored:
@@ -98,18 +97,22 @@ class _Stored:
     def block(self, atom, at):
         if isinstance(atom, core.Literal) or all(i is None for i in at):
             return self.whole(atom)
-        sizes = [d if i is None else 1 for i, d in zip(at, atom.aval.shape, strict=True)]
-        return self._window(Key(atom), [0 if i is None else i for i in at], sizes)
+        return self._window(Key(atom), [0 if i is None else i for i in at], _block_shape(atom, at))
 
     def padded(self, atom, config, start, sizes):
         return self._window(Key(atom, tuple(config)), start, sizes)
 
 
+def _block_shape(atom, at) -> tuple[int, ...]:
+    return tuple(d if i is None else 1 for i, d in zip(at, atom.aval.shape, strict=True))
+
+
 def _continue(program: Program, leaf: int, golden: patch.Golden, at: Sequence[Any], value):
     """Faulty logits [1, C] of one image, with the word of `leaf` at index `at` set to `value`."""
     source = program.leaves[leaf]
-    block = value.reshape((1,) * len(patch.shape(source)))
-    env: dict[Any, Any] = {source: patch.make(source, at, block)}
+    same = golden.block(source, at)
+    word = patch.pair(at, value.reshape(same.shape), same)
+    env: dict[Any, Any] = {source: patch.simplify(source, word)}
 
     def read(atom):
         return None if isinstance(atom, core.Literal) else env.get(atom)

@@ -1,5 +1,6 @@
 """A network as the experiments see it: a Flax module and what is needed to feed it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -45,7 +46,12 @@ def pixel_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple
 
 def init(net: Net, seed: int) -> dict:
     """Fresh variables {"params": ..., "batch_stats": ...} (the latter where the net has BN)."""
-    return jax.jit(net.module.init)(jax.random.key(seed), jnp.zeros((1, *net.input_shape)))
+    return _init(net.module, jax.random.key(seed), jnp.zeros((1, *net.input_shape)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(module: nn.Module, key: jax.Array, image: jax.Array) -> dict:
+    return module.init(key, image)
 
 
 def apply(net: Net, variables: dict, x: jax.Array) -> jax.Array:

@@ -67,7 +67,7 @@ def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str
     import safetensors.numpy
 
     leaves = traverse_util.flatten_dict(dict(variables), sep="/")
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
     _write_whole(Path(path), safetensors.numpy.save(arrays, dict(metadata or {})))
 
 
@@ -136,7 +136,8 @@ def _state_dict(checkpoint) -> dict:
     """The mapping of names to tensors in a checkpoint; empty where there is none."""
     if not isinstance(checkpoint, dict):
         return {}
-    return next((checkpoint[key] for key in TORCH_WRAPPERS if key in checkpoint), checkpoint)
+    state = next((checkpoint[key] for key in TORCH_WRAPPERS if key in checkpoint), checkpoint)
+    return state if isinstance(state, dict) else {}
 
 
 def _numpy(tensor) -> np.ndarray:

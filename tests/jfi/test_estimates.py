@@ -113,6 +113,14 @@ def test_clopper_pearson_covers_every_small_population(population, n, confidence
         assert chances @ wilson >= confidence - 0.07, truth
 
 
+def test_many_strata_without_a_critical_fault_do_not_blow_up_the_interval():
+    """500 of them, 20 injections each: together they bound their share like 10,000 injections."""
+    population, n = np.array([10**6] * 501), np.array([20] * 500 + [2000])
+    e = network_of(population, n, np.array([0] * 500 + [1000]))
+    assert e.estimate == pytest.approx(0.5 / 501)
+    assert 5.3 / 10_000 < e.cp_high - e.estimate < 3 * 5.3 / 10_000
+
+
 @pytest.mark.parametrize(
     ("population", "n", "p"),
     [
@@ -121,6 +129,7 @@ def test_clopper_pearson_covers_every_small_population(population, n, confidence
         # The bits of a layer under data-aware sampling.
         ([9216] * 8, [5000, 2500, 600, 400, 50, 50, 20, 10], [0.68, 0.12, 0.03, 0.02, 0, 0, 0, 0]),
         ([500] * 40, [25] * 40, [0.02] * 40),
+        ([500] * 40, [2] * 40, [0.2] * 40),
         ([864, 4608, 36_864], [700, 1000, 1200], [0.002, 0.002, 0.001]),
     ],
 )

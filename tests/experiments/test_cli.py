@@ -1,0 +1,60 @@
+"""How a script ends: its exit status and its one line."""
+
+import sys
+
+import pytest
+
+from experiments import cli
+from jfi.errors import InputError
+from nets import NetError
+
+
+def ended(monkeypatch, main, *arguments: str) -> int:
+    """Exit status of a script with that `main` (None is 0)."""
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    return stop.value.code or 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("site 'x':\nno such site"), 2, "error: site 'x': no such site\n"),
+        (NetError("net 'y' is unknown"), 2, "error: net 'y' is unknown\n"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, line):
+    def main():
+        raise error
+
+    assert ended(monkeypatch, main) == status
+    assert capsys.readouterr().err == line
+
+
+def test_defects_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script"])
+    monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1)])
+def test_status_is_what_main_returns(monkeypatch, result, status):
+    assert ended(monkeypatch, lambda: result) == status
+
+
+@pytest.mark.parametrize("argument", ["--no_such_flag=1", "digits"])
+def test_bad_arguments_are_one_line(monkeypatch, capsys, argument):
+    assert ended(monkeypatch, lambda: None, argument) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_help_is_the_docstring_and_ends_well(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What this script does.")
+    assert ended(monkeypatch, lambda: 1, "--help") == 0
+    assert capsys.readouterr().out.startswith("What this script does.\n\nFlags:")

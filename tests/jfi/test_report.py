@@ -1,0 +1,165 @@
+"""What the report says, against estimates whose reading is known."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+
+from jfi import report
+from jfi.estimates import Estimate, estimate
+
+SITES = ["params/conv1/kernel", "params/block/conv2/kernel"]
+MANIFEST = {
+    "config": {
+        "net": "lenet",
+        "fault_model": "stuck_at",
+        "confidence": 0.99,
+        "error_margin": 0.01,
+        "sites": "a|b",
+    },
+    "hashes": {"weights": "ab12"},
+    "strata": [{"site": 0}],
+}
+
+
+def counts():
+    population = np.full((2, 32), 5000)
+    injections = np.full((2, 32), 1000)
+    injections[:, 5] = 0
+    injections[1, 7] = 10
+    critical = np.zeros((2, 32), int)
+    critical[:, 30], critical[:, 25] = [700, 650], [3, 1]
+    return population, injections, critical
+
+
+def estimates(levels=("network", "layer", "bit", "layer_bit")):
+    stratum = np.arange(64).reshape(2, 32)
+    return estimate(SITES, *counts(), stratum, confidence=0.99, assumed_p=0.001, levels=levels)
+
+
+def unit(**changes):
+    fields = ("network", "network", None, None, 1000, 100, 3)
+    shares = (0.03, 0.02, 0.01, 0.08, 0.006, 0.085, 0.0)
+    return Estimate(*fields, *shares)._replace(**changes)
+
+
+def exhaustive():
+    population, _, critical = counts()
+    return {
+        e.unit: e.estimate
+        for e in estimate(
+            SITES, population, population, critical * 5, np.zeros((2, 32)), confidence=0.99
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.12345678, "12.346"), (0, "0.000"), (1e-7, "1.0e-05"), (1, "100.000"), (math.nan, "-")],
+)
+def test_percent_shows_small_shares_and_missing_ones(share, text):
+    assert report.percent(share) == text
+
+
+def test_table_is_aligned_text_with_truth_beside_the_interval():
+    found = [unit(), unit(unit="conv1", population=10**6), unit(unit="conv2")]
+    lines = report.table(found, {"network": 0.085, "conv1": 0.0851}).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert (
+        lines[0].split()
+        == "unit population injections estimate % margin % interval % truth % inside".split()
+    )
+    assert lines[1].split() == "network 1,000 100 3.000 2.000 0.600 .. 8.500 8.500 yes".split()
+    assert lines[2].split()[-2:] == ["8.510", "NO"]
+    assert lines[3].split()[-2:] == ["-", "-"]
+    assert "truth" not in report.table(found)
+    assert report.table([]).splitlines() == ["  ".join(report.COLUMNS)]
+
+
+def test_the_network_is_put_in_words():
+    text = report.sentence(unit(), MANIFEST, images=128)
+    assert text == (
+        "With 99% confidence between 0.600% and 8.500% of the 1,000 stuck-at faults in the chosen "
+        "sites of lenet are critical: they change the top-1 answer to at least one image, judged "
+        "on 128 images. 100 of them were injected."
+    )
+    exact = report.sentence(unit(injections=1000), MANIFEST)
+    assert exact.startswith("Exactly 3.000% of the 1,000")
+    assert "confidence" not in exact
+
+
+def test_warnings_name_small_samples_and_unsampled_parts():
+    assert report.warnings([unit(margin=0.0099, low=0.02, high=0.04)], 0.01) == []
+    (small,) = report.warnings([unit()], 0.01)
+    assert "requested margin of 1.000% in network" in small
+    # No critical fault seen: the margin is 0 and the interval is not.
+    assert report.warnings([unit(margin=0.0, low=0.0, high=0.5)], 0.01)
+    (partial,) = report.warnings([unit(unsampled=0.25)], None)
+    assert "not sampled" in partial
+    assert "network (25.000%)" in partial
+    (many,) = report.warnings([unit(level="bit", unit=f"bit {b}") for b in range(32)], 0.01)
+    assert "and 27 more" in many
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_the_report_holds_all_of_it(tmp_path):
+    verify = {"pairs": 2000, "agreements": 1999, "near_ties": 1, "disagreements": 0}
+    measured = {"images": 128, "verdicts_per_second": 1234.5}
+    path = report.write_report(tmp_path, MANIFEST, estimates(), verify, exhaustive(), measured)
+    text = path.read_text()
+    assert path == tmp_path / "report.md"
+    assert text.startswith("# Faults in lenet\n\nWith 99% confidence between ")
+    assert "judged on 128 images" in text
+    assert "lies inside the interval of " in text
+    for name in ("layer.png", "bit.png"):
+        assert f"]({name})" in text
+        width, height = png_size(tmp_path / name)
+        assert width == 1200
+        assert height > 300
+    for words in ("1,999 agree, 1 are near-ties", "verdicts_per_second | 1,234.5", "a\\|b"):
+        assert words in text
+    assert "weights: ab12" in text
+    assert "strata" not in text
+    assert "| bit 5 | 10,000 | 0 | - | - | 0.000 .. 100.000 |" in text
+    # Every line of a table has the cells of its header.
+    blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
+    assert all(len({line.replace("\\|", "").count("|") for line in b}) == 1 for b in blocks)
+
+
+def test_the_report_needs_neither_truth_nor_verification_nor_criticals(tmp_path):
+    population, injections, critical = counts()
+    none = estimate(SITES, population, injections, 0 * critical, np.zeros((2, 32)), confidence=0.9)
+    text = report.write_report(tmp_path, {"config": {}}, none).read_text()
+    assert "No pair was re-run." in text
+    assert "truth" not in text
+    text = report.write_report(tmp_path, {}, estimates(("network",))).read_text()
+    assert ".png" not in text
+
+
+def test_the_same_campaign_draws_the_same_figure(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        report.write_report(tmp_path / name, MANIFEST, estimates())
+    for figure in ("layer.png", "bit.png", "report.md"):
+        assert (tmp_path / "a" / figure).read_bytes() == (tmp_path / "b" / figure).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["params/a/kernel", "params/b/kernel"], ["a", "b"]),
+        (["conv/kernel", "conv/bias"], ["kernel", "bias"]),
+        (["p/a/x/kernel", "p/b/kernel"], ["a/x", "b"]),
+        (["kernel", "p/kernel"], ["kernel", "p/kernel"]),
+        (["p/only/kernel"], ["p/only/kernel"]),
+        (["w", "w2"], ["w", "w2"]),
+    ],
+)
+def test_layer_names_lose_only_what_all_of_them_share(names, short):
+    assert report._short_names(names) == short

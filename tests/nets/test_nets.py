@@ -1,0 +1,142 @@
+"""The registry, LeNet and the ResNets: names, shapes, types, normalisation, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import nets
+from nets.net import Net
+from nets.resnet import ResNet
+
+LENET_SHAPES = [(28, 28, 1), (32, 32, 1), (32, 32, 3), (8, 8, 1)]
+
+
+def variables_of(net: nets.Net) -> dict:
+    """Shapes and types of the variables, without running anything."""
+    return jax.eval_shape(net.module.init, jax.random.key(0), jnp.zeros((1, *net.input_shape)))
+
+
+def logits_of(net: nets.Net, batch: int) -> jax.ShapeDtypeStruct:
+    images = jnp.zeros((batch, *net.input_shape))
+    return jax.eval_shape(net.module.apply, variables_of(net), images)
+
+
+def shapes(net: nets.Net) -> dict[str, tuple[int, ...]]:
+    """Shapes of the variables by path."""
+    leaves = traverse_util.flatten_dict(variables_of(net), sep="/")
+    return {name: leaf.shape for name, leaf in leaves.items()}
+
+
+def kernel_words(net: nets.Net) -> int:
+    return sum(np.prod(s) for k, s in shapes(net).items() if k.endswith("kernel"))
+
+
+@pytest.mark.parametrize("shape", LENET_SHAPES)
+def test_lenet_maps_images_to_logits(shape):
+    net = nets.build("lenet", shape)
+    assert logits_of(net, 3).shape == (3, 10)
+    assert {k.split("/")[1] for k in shapes(net)} == {"conv1", "conv2", "fc1", "fc2", "fc3"}
+
+
+@pytest.mark.parametrize("shape", LENET_SHAPES[:2])
+def test_lenet_has_the_layer_sizes_of_the_paper(shape):
+    """LeCun 1998: C1 has 156 parameters; C5 48,120; F6 10,164."""
+    net = nets.build("lenet", shape)
+    count = dict.fromkeys(("conv1", "fc1", "fc2"), 0)
+    for name, size in shapes(net).items():
+        layer = name.split("/")[1]
+        if layer in count:
+            count[layer] += np.prod(size)
+    assert count == {"conv1": 156, "fc1": 48_120, "fc2": 10_164}
+
+
+def test_small_lenet_is_small_enough_for_an_exhaustive_campaign():
+    assert kernel_words(nets.build("lenet", (8, 8, 1))) == 54 + 648 + 1536 + 768 + 240
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "words"), [("resnet20", 20, 268_336), ("resnet56", 56, 848_944)]
+)
+def test_resnet_has_the_kernels_of_the_literature(name, layers, words):
+    """268,336 kernel words of ResNet-20: Ruospo et al., DATE 2023, Table I less 10 biases."""
+    net = nets.build(name)
+    kernels = [k for k in shapes(net) if k.endswith("kernel")]
+    assert len(kernels) == layers
+    assert {"params/conv1/kernel", "params/layer1_0/conv1/kernel", "params/linear/kernel"} <= set(
+        kernels
+    )
+    assert kernel_words(net) == words
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_nets_compute_in_the_type_they_are_built_for(dtype):
+    net = nets.build("lenet", (8, 8, 1), dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables_of(net))} == {jnp.dtype(dtype)}
+    assert logits_of(net, 2).dtype == dtype
+
+
+def test_resnet_in_bfloat16_stays_near_float32():
+    x = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
+    wide, narrow = (ResNet(1, dtype=d, param_dtype=d) for d in (jnp.float32, jnp.bfloat16))
+    variables = jax.jit(wide.init)(jax.random.key(0), x)
+    cast = {
+        "params": jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables["params"]),
+        "batch_stats": variables["batch_stats"],
+    }
+    logits = jax.jit(narrow.apply)(cast, x)
+    assert logits.dtype == jnp.bfloat16
+    expected = jax.jit(wide.apply)(variables, x)
+    np.testing.assert_allclose(
+        logits.astype(jnp.float32), expected, atol=0.05 * abs(expected).max()
+    )
+
+
+def test_apply_is_inference():
+    """An image's logits don't depend on its neighbours in the batch."""
+    net = Net("resnet8", ResNet(1), (8, 8, 3), 10, (0.0,) * 3, (1.0,) * 3)
+    variables, x = nets.init(net, 0), jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    apply = jax.jit(net.module.apply)
+    alone = apply(variables, x[:1])
+    np.testing.assert_allclose(apply(variables, x)[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_init_is_seeded():
+    net = nets.build("lenet", (8, 8, 1))
+    first, again, other = (nets.init(net, seed)["params"]["fc1"]["kernel"] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_normalise_takes_mean_and_divides_by_deviation():
+    net = nets.build("resnet20")
+    images = np.random.default_rng(0).random((2, 32, 32, 3))
+    x = nets.normalise(net, images)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x[..., 1], (images[..., 1] - 0.456) / 0.224, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28, 1), (32, 32, 3), (2, 3, 32, 32)])
+def test_normalise_refuses_images_of_another_shape(shape):
+    with pytest.raises(nets.NetError, match=r"resnet20 takes .*\(32, 32, 3\)"):
+        nets.normalise(nets.build("resnet20"), np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet19"}, "'resnet19' is unknown; known are lenet, resnet20"),
+        ({"name": "lenet", "input_shape": (16, 16, 1)}, "16x16; known are 8x8, 28x28, 32x32"),
+        ({"name": "lenet", "input_shape": (28, 28, 2)}, "2 channels"),
+        ({"name": "resnet20", "input_shape": (32, 32)}, "(height, width, channels)"),
+        ({"name": "lenet", "num_classes": 1}, "1 classes"),
+        ({"name": "lenet", "dtype": jnp.int8}, "dtype int8"),
+        ({"name": "lenet", "dtype": "float31"}, "'float31' is unknown"),
+        ({"name": "lenet", "dtype": jnp.float64}, "JAX_ENABLE_X64"),
+    ],
+)
+def test_build_says_what_is_wrong(arguments, message):
+    with pytest.raises(nets.NetError) as error:
+        nets.build(**arguments)
+    assert message in str(error.value)
