@@ -167,15 +167,17 @@ def run(
     ids, size = drawn(plan), _shard_size(len(engine.images))
     tally = _Tally(plan)
     started, ran, resumed = time.perf_counter(), 0, 0
-    for number, lo in enumerate(range(0, plan.injections, size)):
-        hi = min(lo + size, plan.injections)
+    # Shards follow the order of layers; in random order the estimate so far speaks for all.
+    for number in np.random.default_rng(plan.seed).permutation(-(-plan.injections // size)):
+        lo, hi = number * size, min((number + 1) * size, plan.injections)
         if records.has_shard(path, number):
             resumed += hi - lo
         else:
             _run_shard(path, number, ids(lo, hi), plan.space, engine, keep_bits)
             ran += hi - lo
         tally.add(records.read_shard(path, number, tally.columns))
-        progress(Progress(hi, plan.injections, resumed, tally.estimate(("network",))[0]))
+        so_far = tally.estimate(("network",))[0]
+        progress(Progress(ran + resumed, plan.injections, resumed, so_far))
     seconds = time.perf_counter() - started
     checked = _verify(plan, engine, ids, verify_pairs)
     summary = {
@@ -245,16 +247,16 @@ class _Tally:
 
 
 def _strata_cells(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """[S, W] each: the stratum of a cell, and the p its sample was planned with.
+    """[S, W] each: the stratum of a cell, and the p that is assumed of it where none is seen.
 
-    A stratum for which the plan asks no injection rests on that p; other cells rest on nothing.
+    p = 0.5 is no assumption but the safest plan; a smaller one is what the sampler rests on.
     """
     stratum = np.zeros(plan.population.shape, np.int32)
     assumed = np.ones(plan.population.shape)
     for number, part in enumerate(plan.strata):
         where = tuple(slice(None) if at is None else at for at in (part.site, part.bit))
         stratum[where] = number
-        assumed[where] = part.p if part.injections == 0 else 1.0
+        assumed[where] = part.p if part.p < 0.5 else 1.0
     return stratum, assumed
 
 

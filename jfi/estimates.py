@@ -27,9 +27,10 @@ class Estimate(NamedTuple):
 
     ``margin`` is the achieved error margin, zero where no or every injection was critical:
     the intervals stay honest there. ``low`` to ``high`` is the Wilson interval, ``cp_low`` to
-    ``cp_high`` the Clopper-Pearson interval. ``unsampled`` is the share of the unit's population
-    in strata without an injection: the estimate counts it as not critical, the upper bounds at
-    its assumed p. With no injection at all ``estimate`` and ``margin`` are NaN.
+    ``cp_high`` the Clopper-Pearson interval; both rest on the p assumed of strata where no
+    injection was critical, where one is. ``unsampled`` is the share of the unit's population in
+    strata without an injection: the estimate counts it as not critical, the upper bounds at its
+    assumed p. With no injection at all ``estimate`` and ``margin`` are NaN.
     """
 
     unit: str
@@ -65,6 +66,11 @@ class Strata(NamedTuple):
     population: np.ndarray
     injections: np.ndarray
     critical: np.ndarray
+    assumed: np.ndarray
+
+    def cap(self, p: np.ndarray) -> np.ndarray:
+        """``p [H]``, at most what is assumed of strata where no injection was critical."""
+        return np.where(self.critical == 0, np.minimum(p, self.assumed), p)
 
     @property
     def p(self) -> np.ndarray:
@@ -100,8 +106,10 @@ def estimate(
     Arrays are integer ``[S, W]`` (S sites, W bits of the widest): the population, the injections
     and those found critical of each cell, and the number of the stratum it belongs to.
     ``t`` replaces the normal quantile of ``confidence`` in the margin (the papers use 2.58 for
-    99%). ``assumed_p`` (a number or ``[S, W]``, 1 by default) is what the upper bounds count
-    unsampled cells as. Raises InputError for impossible counts, confidence or levels.
+    99%). ``assumed_p`` (a number or ``[S, W]``, 1 by default: nothing is assumed) is the most that
+    the upper bounds of a unit of several strata count a stratum as in which no injection was
+    critical; a sampler that plans on a small p (data-aware) rests on it. Raises InputError for
+    impossible counts, confidence or levels.
     """
     cells = Cells(
         *(np.asarray(x) for x in (population, injections, critical, stratum)),
@@ -218,7 +226,8 @@ def _strata(cells: Cells) -> tuple[Strata, float, float]:
     weight = population / max(population.sum(), 1)
     unsampled = float(sums[0][~drawn].sum() / total)
     assumed = float(expected[~drawn].sum() / total)
-    return Strata(weight, population, injections, critical), unsampled, assumed
+    p = expected[drawn] / np.maximum(population, 1)
+    return Strata(weight, population, injections, critical, p), unsampled, assumed
 
 
 def _variance(strata: Strata, p: np.ndarray) -> float:
@@ -234,8 +243,8 @@ def _effective_injections(strata: Strata) -> float:
     One stratum gives n (N-1) / (N-n); infinite when every fault was injected.
     """
     k, n, weight = strata.critical, strata.injections, strata.weight
-    prior = np.sum(weight * (k + 0.5) / (n + 1))
-    p = (k + prior) / (n + 1)
+    prior = np.sum(weight * strata.cap((k + 0.5) / (n + 1)))
+    p = strata.cap((k + prior) / (n + 1))
     mean, variance = np.sum(weight * p), _variance(strata, p)
     return float(mean * (1 - mean) / variance) if variance > 0 else np.inf
 
@@ -266,7 +275,7 @@ def _combined(interval, strata, open_strata, alone, confidence) -> tuple[float, 
         return point, point
     low, high = interval(point * n, n, confidence)
     below = open_strata.weight * (open_strata.p - alone[0])
-    above = open_strata.weight * (alone[1] - open_strata.p)
+    above = open_strata.weight * (open_strata.cap(alone[1]) - open_strata.p)
     return min(float(low), point - below.max()), max(float(high), point + above.max())
 
 

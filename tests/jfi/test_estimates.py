@@ -150,6 +150,26 @@ def test_stratified_intervals_cover_in_simulation(population, n, p):
     assert mean == pytest.approx(truth, abs=5 * np.std([e.estimate for e in found]) / repeats**0.5)
 
 
+def test_sparse_strata_without_a_critical_fault_rest_on_what_is_assumed():
+    """Two injections in a tenth of the network: 9 points of doubt, or the 0.1% assumed."""
+    population = np.array([[9000], [1000]])
+    counts = {"injections": np.array([[5000], [2]]), "critical": np.array([[500], [0]])}
+    stratum = np.array([[0], [1]])
+
+    def network(**more):
+        return estimate(["a", "b"], population, *counts.values(), stratum, confidence=0.99, **more)
+
+    doubtful, assumed = network(), network(assumed_p=np.array([[1.0], [0.001]]))
+    point = 0.9 * 500 / 5000
+    assert doubtful[0].cp_high > point + 0.08
+    assert point + 0.1 * 0.001 <= assumed[0].cp_high < point + 0.01
+    # A unit of that stratum alone says what its two injections do.
+    assert assumed[2].unit == "b"
+    assert assumed[2].cp_high == doubtful[2].cp_high > 0.9
+    counts["critical"] = np.array([[500], [1]])
+    assert network(assumed_p=np.array([[1.0], [0.001]]))[0].cp_high > point + 0.08
+
+
 def test_unsampled_strata_are_stated_and_bounded_by_what_is_assumed():
     sampled, n, k = np.array([600, 300, 100]), np.array([60, 30, 0]), np.array([6, 0, 0])
     rest = network_of(sampled[:2], n[:2], k[:2])
