@@ -65,7 +65,7 @@ def test_weight_of_a_convolution(name, groups):
 
     fast, slow, share = both(apply, normal(3, 3, 4 // groups, 8))
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
-    assert share < 0.4
+    assert share < 0.6
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
@@ -229,7 +229,7 @@ def test_layer_keeps_the_change_in_its_channel(name):
         return jnp.einsum("btc,cd->bd", jnp.tanh(y), params[1][: y.shape[-1]])
 
     *_, share = both(apply, [normal(3, 3, 4, 8), normal(24, 200)])
-    assert share < 0.4
+    assert share < 0.6
 
 
 def test_tied_weights():
