@@ -28,7 +28,7 @@ from jfi.faults import read_fault_list
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits".split()
+    "keep_bits measure".split()
 )
 MEBIBYTE = 1 << 20
 QUIET_SECONDS = 30  # between lines of progress where there is no terminal
@@ -51,6 +51,14 @@ def define_flags() -> None:
         "workdir", None, "Where records go. Default: runs/<net>_<dataset>_<sampler>."
     )
     flags.DEFINE_integer("verify", 200, "Random pairs to run again naively at the end.", 0)
+    flags.DEFINE_enum(
+        "measure",
+        "full",
+        list(engine.MEASURES),
+        "What is asked of a fault: its outcome class on every image (full); whether it is critical "
+        "for each image, with proofs in place of inference where they hold (critical); only "
+        "whether it is critical for any image (detect).",
+    )
     flags.DEFINE_bool("keep_bits", False, "Record which images each fault is critical for.")
     flags.DEFINE_string(
         "truth", None, "Work directory of an exhaustive campaign to compare the estimates with."
@@ -71,12 +79,11 @@ def truth_of(workdir: str, here: dict) -> dict[str, float]:
       InputError: it was not exhaustive, or of other faults, weights or images.
     """
     there = records.read_manifest(workdir)
-    if there["config"]["sampler"] != "exhaustive":
-        raise InputError(
-            f"truth {workdir} was sampled {there['config']['sampler']}, not exhaustive"
-        )
-    for part in ("hashes", "population", "images"):
-        if there[part] != here[part]:
+    sampler = there.get("config", {}).get("sampler")
+    if sampler != "exhaustive":
+        raise InputError(f"truth {workdir} was sampled {sampler}, not exhaustive")
+    for part in ("hashes", "sites", "population", "images"):
+        if there.get(part) != here[part]:
             raise InputError(f"truth {workdir} has other {part}; it must be of the same campaign")
     found = records.read_summary(workdir)["estimates"]
     return {unit["unit"]: unit["estimate"] for unit in found}
@@ -100,13 +107,14 @@ def main() -> int | None:
         f"{net.name}: golden accuracy {accuracy:.2%} on {len(images):,} images; "
         f"{plan.injections:,} of {int(plan.population.sum()):,} faults ({sampler})"
     )
-    golden_rate = engine.golden_rate(network, images)
+    earlier = _earlier(workdir)
     with _Progress() as progress:
         summary = campaign.run(
             plan, runner, workdir, config(),
-            verify_pairs=args.verify, keep_bits=args.keep_bits, progress=progress,
+            measure=args.measure, verify_pairs=args.verify, keep_bits=args.keep_bits,
+            progress=progress,
         )  # fmt: skip
-    measured = _measured(summary, golden_rate, accuracy)
+    measured = {**earlier, **_measured(summary, network, images, accuracy)}
     records.write_summary(workdir, {**summary, "measured": measured})
     return _conclude(workdir, summary, measured, truth)
 
@@ -127,11 +135,20 @@ def _plan(network) -> campaign.Plan:
     )
 
 
-def _measured(summary: dict, golden_rate: float, accuracy: float) -> dict:
+def _earlier(workdir: Path) -> dict:
+    """What the run that finished this campaign before measured; empty where none did."""
+    try:
+        return records.read_summary(workdir).get("measured", {})
+    except InputError:
+        return {}
+
+
+def _measured(summary: dict, network, images, accuracy: float) -> dict:
     """What this run measured; the rates only where it ran any fault itself."""
     measured = {"images": summary["images"], "golden_accuracy": round(accuracy, 4)}
     if summary["run"]["faults"]:
         rate = summary["run"]["verdicts_per_second"]
+        golden_rate = engine.golden_rate(network, images)
         measured |= {
             "seconds": round(summary["run"]["seconds"], 1),
             "verdicts_per_second": round(rate),

@@ -12,6 +12,7 @@ from jfi.errors import InputError
 from nets import NetError
 
 HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
+PLACEHOLDERS = {"string": "TEXT", "int": "N", "float": "X"}
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -59,21 +60,44 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def help_text() -> str:
-    """The script's docstring and its flags."""
+    """The script's docstring and every flag that it and its modules of `experiments` define."""
     doc = (sys.modules["__main__"].__doc__ or "").strip()
-    known = flags.FLAGS.get_key_flags_for_module("__main__")
+    # absl files the flags of a script under the name it was started by.
+    known = [
+        flag
+        for module, defined in flags.FLAGS.flags_by_module_dict().items()
+        if module == sys.argv[0] or module.startswith("experiments.")
+        for flag in defined
+    ]
     return "\n".join([doc, "", "Flags:", *map(_flag_help, known)])
 
 
 def _flag_help(flag: flags.Flag) -> str:
-    name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}"
-    default = "" if flag.default is None else f" (default: {flag.default})"
-    return f"{name}{default}\n" + flags.text_wrap(flag.help, 100, "      ")
+    default = "" if flag.default in (None, "") or flag.boolean else f" (default: {flag.default})"
+    # absl puts the choices of an enumeration in front of its text; they stand behind the name.
+    text = flag.help.split(">: ", 1)[-1] if _choices(flag) else flag.help
+    return f"  {_usage(flag)}{default}\n" + flags.text_wrap(text, 100, "      ")
+
+
+def _usage(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    value = "|".join(_choices(flag)) or PLACEHOLDERS.get(flag.flag_type(), "VALUE")
+    return f"--{flag.name}={value}"
+
+
+def _choices(flag: flags.Flag) -> list[str]:
+    return getattr(flag.parser, "enum_values", [])
 
 
 def _cache_compilations() -> None:
     """Keep compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
     if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jfi" / "xla"))
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(home) / "jfi" / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # nowhere to keep them: compiled anew each time
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -5,8 +5,9 @@
 prints, for the stuck-at faults in the kernels of ResNet-20, a population of 17,173,504 and the
 sample of each layer, 307,649 in all (Table I of Ruospo et al., DATE 2023, whose total of 307,650
 books ten biases under layer 11). Sample sizes follow from the shapes alone, except those of
-data_aware, which needs --weights. Takes seconds; the run time it expects is a rough one, from
-the network's own speed on this machine and the operations that are left after each fault.
+data_aware, which needs weights: --weights, or --dataset for those that training wrote. Takes
+seconds; the run time it expects is a rough one, from the network's own speed on this machine and
+the operations that are left after each fault.
 """
 
 import json
@@ -15,9 +16,10 @@ import numpy as np
 from absl import flags
 
 import nets
-from experiments import cli, target
+from experiments import cli, data, target
 from jfi import campaign, engine, split
 from jfi.campaign import Plan
+from jfi.errors import InputError
 from jfi.program import flops
 from jfi.sites import Network
 
@@ -27,7 +29,13 @@ COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
 def define_flags() -> None:
     """Flags of this script."""
     target.define_flags()
-    flags.DEFINE_string("dataset", None, "The data set whose trained weights are meant.")
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        f"Plan for the images of this data set ({', '.join(data.names())}, or a .npz file) and the "
+        "weights trained on it. Default: the network's usual images.",
+    )
+    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
     flags.DEFINE_integer("images", 1000, "Images of the workload the run time is for.", 1)
     flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
@@ -68,12 +76,7 @@ def seconds(network: Network, plan: Plan, images: int, golden_rate: float) -> fl
 def main() -> None:
     """Print the plan that the flags ask for."""
     args = flags.FLAGS
-    net = nets.build(args.net)
-    named = args.weights is not None or args.dataset is not None
-    if args.sampler == "data_aware" or named:
-        network = target.load_network(net, target.weights_path(net, args.dataset))
-    else:
-        network = target.read(net, nets.init(net, 0))
+    net, network = _network()
     plan = campaign.plan(
         network,
         args.sampler,
@@ -84,6 +87,22 @@ def main() -> None:
     images = np.random.default_rng(0).normal(size=(64, *net.input_shape)).astype(np.float32)
     expected = seconds(network, plan, args.images, engine.golden_rate(network, images))
     (_print_json if args.json else _print_tables)(plan, args.images, expected)
+
+
+def _network() -> tuple[nets.Net, Network]:
+    """The network that the flags name, with its weights where they are named or needed."""
+    args = flags.FLAGS
+    dataset = data.load(args.dataset, args.data_dir, train=False) if args.dataset else None
+    net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
+    if args.weights is None and args.sampler != "data_aware":
+        return net, target.read(net, nets.init(net, 0))
+    if args.weights is None and dataset is None:
+        raise InputError(
+            "sampler data_aware plans from the weights, and none are named; give --weights, or "
+            "--dataset for those that training wrote"
+        )
+    weights = target.weights_path(net, dataset.name if dataset else None)
+    return net, target.load_network(net, weights)
 
 
 def _print_json(plan: Plan, images: int, expected: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jfi import estimates, records, sites
+from jfi import estimates, outcomes, records, sites
 from jfi.engine import Engine, take
 from jfi.errors import InputError
 from jfi.estimates import Estimate
@@ -23,8 +23,15 @@ from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check
 from jfi.sites import Network
 from jfi.verify import Verification, verify
 
-SHARD_PAIRS = 1 << 19  # pairs of a shard: at most so much work is lost to a kill
+# Pairs of a shard: at most so much work is lost to a kill.
+SHARD_PAIRS = {"full": 1 << 19, "critical": 1 << 22, "detect": 1 << 22}
 SHARD_FAULTS = (256, 1 << 16)  # fewest and most faults of a shard
+# Counts of pairs that a measure tells.
+TOLD = {
+    "detect": (),
+    "critical": ("critical", "non_finite", "correct"),
+    "full": (*outcomes.CLASSES, "non_critical", "critical", "correct"),
+}
 LISTED = "listed"  # the name under which an explicit fault list is run
 PACKAGES = ("jfi", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
 
@@ -143,6 +150,7 @@ def run(
     workdir: str | Path,
     config: Mapping[str, Any],
     *,
+    measure: str = "full",
     verify_pairs: int = 0,
     keep_bits: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
@@ -151,21 +159,22 @@ def run(
 
     Args:
       config: the flags of the campaign; one that differs from the directory's is refused.
+      measure: what is asked of every fault (`Engine.run`).
       verify_pairs: pairs to run again naively at the end (`jfi.verify`).
       keep_bits: record which images each fault is critical for.
 
     Returns:
       `population`, `injections`, `estimates` (one object a unit), `verify`, `decided` (pairs by
-      identity and by inference), `pairs` (of the sample, by outcome) and `run` (seconds and
-      verdicts of this call).
+      identity, certificate, inference, or never asked for as the fault was known critical),
+      `pairs` (of the sample, by outcome) and `run` (seconds and verdicts of this call).
 
     Raises:
       InputError: the work directory can't be used, or holds another campaign.
       OSError: a write failed; what was recorded before stays.
     """
     path = records.open_workdir(workdir, manifest(plan, engine, config))
-    ids, size = drawn(plan), _shard_size(len(engine.images))
-    tally = _Tally(plan)
+    ids, size = drawn(plan), _shard_size(len(engine.images), measure)
+    tally = _Tally(plan, len(engine.images), measure)
     started, ran, resumed = time.perf_counter(), 0, 0
     # Shards follow the order of layers; in random order the estimate so far speaks for all.
     for number in np.random.default_rng(plan.seed).permutation(-(-plan.injections // size)):
@@ -173,13 +182,13 @@ def run(
         if records.has_shard(path, number):
             resumed += hi - lo
         else:
-            _run_shard(path, number, ids(lo, hi), plan.space, engine, keep_bits)
+            _run_shard(path, number, ids(lo, hi), plan.space, engine, measure, keep_bits)
             ran += hi - lo
         tally.add(records.read_shard(path, number, tally.columns))
         so_far = tally.estimate(("network",))[0]
         progress(Progress(ran + resumed, plan.injections, resumed, so_far))
     seconds = time.perf_counter() - started
-    checked = _verify(plan, engine, ids, verify_pairs)
+    checked = _verify(plan, engine, ids, verify_pairs, measure)
     summary = {
         "population": int(plan.population.sum()),
         "injections": plan.injections,
@@ -198,38 +207,44 @@ def run(
     return summary
 
 
-def _run_shard(path, number, ids, space, engine, keep_bits) -> None:
+def _run_shard(path, number, ids, space, engine, measure, keep_bits) -> None:
     faults = space.decode(ids)
-    outcomes = engine.run(faults, keep_bits=keep_bits)
+    done = engine.run(faults, measure, keep_bits=keep_bits)
     decided = np.where(engine.identity(faults), records.IDENTITY, records.INFERENCE)
-    records.write_shard(path, number, ids, faults, outcomes, decided)
+    records.write_shard(path, number, ids, faults, done, decided)
 
 
 class _Tally:
     """Counts over the shards read so far."""
 
-    classes = (
-        "masked", "non_critical", "critical", "non_finite",
-        "sdc_0_5", "sdc_5_10", "sdc_10_20", "sdc_20", "sdc_1", "correct",
-    )  # fmt: skip
-    columns = ("site", "bit", "decided", *classes)
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self, plan: Plan, images: int, measure: str):
+        self.plan, self.images = plan, images
+        self.classes = TOLD[measure]
+        self.columns = (
+            "site",
+            "bit",
+            "decided",
+            "inferred",
+            "certified",
+            "first_critical",
+            *self.classes,
+        )
         self.injections = np.zeros_like(plan.population)
         self.critical = np.zeros_like(plan.population)
         self.pairs = dict.fromkeys(self.classes, 0)
-        self.decided = {"identity": 0, "inference": 0}
+        self.decided = dict.fromkeys(("identity", "certificate", "inference", "not_asked"), 0)
 
     def add(self, shard: Mapping[str, np.ndarray]) -> None:
         cell = shard["site"], shard["bit"]
         np.add.at(self.injections, cell, 1)
-        np.add.at(self.critical, cell, shard["critical"] > 0)
-        images = shard["masked"] + shard["non_critical"] + shard["critical"]
+        np.add.at(self.critical, cell, shard["first_critical"] >= 0)
         for name in self.classes:
             self.pairs[name] += int(shard[name].sum(dtype=np.int64))
-        for code, name in ((records.IDENTITY, "identity"), (records.INFERENCE, "inference")):
-            self.decided[name] += int(images[shard["decided"] == code].sum(dtype=np.int64))
+        same = int((shard["decided"] == records.IDENTITY).sum()) * self.images
+        inferred, certified = (int(shard[n].sum(dtype=np.int64)) for n in ("inferred", "certified"))
+        rest = len(shard["site"]) * self.images - same - inferred - certified
+        for name, pairs in zip(self.decided, (same, certified, inferred, rest), strict=True):
+            self.decided[name] += pairs
 
     def estimate(self, levels=estimates.LEVELS) -> list[Estimate]:
         stratum, assumed = _strata_cells(self.plan)
@@ -260,18 +275,18 @@ def _strata_cells(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     return stratum, assumed
 
 
-def _verify(plan: Plan, engine: Engine, ids, pairs: int) -> Verification:
+def _verify(plan: Plan, engine: Engine, ids, pairs: int, measure: str) -> Verification:
     """Verify random pairs among those that were inferred."""
     rng = np.random.default_rng(plan.seed)
     picked = np.sort(rng.integers(0, plan.injections, 4 * pairs))
     faults = plan.space.decode(np.concatenate([ids(k, k + 1) for k in picked] or [ids(0, 0)]))
     inferred = rng.permutation(np.flatnonzero(~engine.identity(faults)))[:pairs]
     image = rng.integers(0, len(engine.images), inferred.size)
-    return verify(engine, take(faults, np.sort(inferred)), image)
+    return verify(engine, take(faults, np.sort(inferred)), image, measure)
 
 
-def _shard_size(images: int) -> int:
-    return int(np.clip(SHARD_PAIRS // images, *SHARD_FAULTS))
+def _shard_size(images: int, measure: str) -> int:
+    return int(np.clip(SHARD_PAIRS[measure] // images, *SHARD_FAULTS))
 
 
 def _versions() -> dict[str, str]:

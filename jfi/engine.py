@@ -2,32 +2,39 @@
 
 The unit of work is a list of (fault, image) pairs of one site, cut into chunks of one size so
 that nothing recompiles. Per site there are two compiled programs: the prefix, which leaves on
-the device what the suffix reads of the golden run, and the suffix over a chunk of pairs.
+the device what the suffix reads of the golden run, and the suffix over a chunk of pairs. Where
+only critical or not is asked, pairs run from cut to cut and leave when proven (`jfi.prune`).
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jfi import bits, outcomes
+from jfi import bits, certify, outcomes
+from jfi.chunks import blocks, chunk_size, chunks, filled_up
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
 from jfi.outcomes import Outcomes
-from jfi.program import nbytes
+from jfi.prune import Block as PrunerBlock
+from jfi.prune import Line, Pruner, SiteStart
 from jfi.sites import Network
-from jfi.split import Split, prefix, split, suffix
+from jfi.split import Split, image_bytes, prefix, split, suffix
 
+# What is asked of every fault: its outcome class on every image; whether it is critical for each
+# image; or only whether it is critical for any.
+MEASURES = ("full", "critical", "detect")
 MEMORY = 1 << 30  # bytes of golden values kept on the device at a time
-LIVE = 8 << 20  # bytes of the largest value of a chunk: more falls out of the caches
-CHUNK = (128, 8192)  # fewest and most pairs of a chunk
 PAIRS = 1 << 20  # most pairs listed on the host at a time
 IN_FLIGHT = 4  # chunks under way before the first is read back
 GOLDEN_BATCH = 128  # images of one golden batch
+ALWAYS = 1 << 40  # so many faults that radii pay
+DETECT_BLOCK = 64  # images that a fault is judged on before it may be dropped as critical
 
 
 class Golden(NamedTuple):
@@ -35,6 +42,12 @@ class Golden(NamedTuple):
 
     logits: np.ndarray
     top1: np.ndarray
+
+    @property
+    def margin(self) -> np.ndarray:
+        """[B]: the largest logit minus the second."""
+        second, first = np.sort(self.logits, axis=1)[:, -2:].T
+        return first - second
 
 
 class Block(NamedTuple):
@@ -55,58 +68,50 @@ class Pairs(NamedTuple):
 
 
 class SiteProgram:
-    """The two compiled programs of one site.
+    """The two compiled programs of one site; `chunk` pairs are run at a time."""
 
-    blocks: (start, stop) of the images whose golden values are kept together.
-    chunk: pairs run at a time.
-    """
-
-    def __init__(self, parts: Split, images: int, memory: int):
+    def __init__(self, parts: Split):
         self.parts = parts
-        self.chunk = _chunk_size(parts.live)
-        self.blocks = _blocks(images, memory // max(1, _residual_bytes(parts)))
-        self._prefix = jax.jit(lambda leaves, images: prefix(parts, leaves, images))
-        self._suffix = jax.jit(self._run_chunk)
+        self.chunk = chunk_size(parts.live)
+        self._prefix = jax.jit(partial(prefix, parts))
+        self._suffix = jax.jit(partial(_run_chunk, parts))
 
-    def _run_chunk(self, constants, residuals, golden, labels, image, at, value):
-        def one(image, at, value):
-            return suffix(self.parts, constants, residuals, image, list(at), value)
-
-        logits = jax.vmap(one)(image, at, value)
-        return outcomes.classify(golden[image], logits, labels[image]), logits
-
-    def load(self, leaves, images: np.ndarray, labels: np.ndarray, start: int) -> Block:
-        """Run the prefix on the block of images that starts at `start`."""
-        stop = dict(self.blocks)[start]
-        # Every block has the size of the first; the last image fills the last block up.
-        rows = np.minimum(np.arange(start, start + self.blocks[0][1]), len(images) - 1)
-        constants, residuals = self._prefix(leaves, images[rows])
-        classes = self.parts.program.logits.aval
-        blank = np.zeros((rows.size, classes.shape[1]), classes.dtype)
-        block = Block(start, constants, residuals, blank, labels[rows].astype(np.int32))
+    def load(self, leaves, images: np.ndarray, labels: np.ndarray, start: int = 0) -> Block:
+        """Run the prefix on images [b, ...], which are those from number `start` on."""
+        constants, residuals = self._prefix(leaves, images)
+        out = self.parts.program.out.aval
+        blank = np.zeros((len(images), out.shape[1]), out.dtype)
+        block = Block(start, constants, residuals, blank, jax.device_put(labels))
         # The word 0 at its golden value: what "equal to golden" is judged against.
         leaf = np.asarray(leaves[self.parts.leaf])
-        image = np.arange(start, stop)
-        at = np.zeros((image.size, leaf.ndim), np.int32)
-        golden = self.run(block, at, np.full(image.size, leaf.flat[0]), image).logits
-        blank[: image.size] = golden
-        return block._replace(logits=jax.device_put(blank), labels=jax.device_put(block.labels))
+        at = np.zeros((len(images), leaf.ndim), np.int32)
+        same = self.run(block, at, np.full(len(images), leaf.flat[0]), np.arange(len(images)))
+        return block._replace(logits=jax.device_put(same.logits))
 
     def run(self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray) -> Pairs:
-        """Run P pairs: the word at index `at` [P, rank] set to `value` [P], on `image` [P]."""
+        """Run P pairs: the word at index `at` [P, rank] set to `value` [P].
+
+        Args:
+          image: int [P], positions in the block.
+        """
         done, pending = [], deque()
-        for rows in _chunks(image.size, self.chunk):
-            pending.append(
-                self._suffix(
-                    block.constants, block.residuals, block.logits, block.labels,
-                    (image[rows] - block.start).astype(np.int32), at[rows], value[rows],
-                )
-            )  # fmt: skip
+        for part in chunks(image.size, self.chunk):
+            columns = (image.astype(np.int32), at, value)
+            full = (filled_up(column[part], self.chunk) for column in columns)
+            pending.append(self._suffix(*block[1:], *full))
             if len(pending) > IN_FLIGHT:
                 done.append(jax.device_get(pending.popleft()))
         done.extend(jax.device_get(list(pending)))
         codes, logits = (np.concatenate(column)[: image.size] for column in zip(*done, strict=True))
         return Pairs(codes, logits)
+
+
+def _run_chunk(parts: Split, constants, residuals, golden, labels, image, at, value):
+    def one(image, at, value):
+        return suffix(parts, constants, residuals, image, list(at), value)[0]
+
+    logits = jax.vmap(one)(image, at, value)
+    return outcomes.classify(golden[image], logits, labels[image]), logits
 
 
 class Engine:
@@ -135,62 +140,157 @@ class Engine:
         self.sites = tuple(sites)
         self._memory = memory
         self._programs: dict[int, SiteProgram] = {}
+        self._starts: dict[int, SiteStart] = {}
         self._loaded: tuple[int, Block] | None = None
+        self._at_cuts: tuple[np.ndarray, PrunerBlock] | None = None
 
-    def run(self, faults: Faults, *, keep_bits: bool = False) -> Outcomes:
+    def run(self, faults: Faults, measure: str = "full", *, keep_bits: bool = False) -> Outcomes:
         """Outcomes of F faults on all B images; takes F x B bytes of host memory meanwhile.
 
         Args:
           faults: their `site` is a position in `sites`.
+          measure: `full` tells the class of every pair; `critical` whether it is critical, with
+            certificates in place of inference where they hold; `detect` only whether the fault
+            is critical for any image, and stops at the first block of images that shows it.
           keep_bits: also keep which images each fault is critical for.
+
+        Raises:
+          InputError: an unknown measure.
         """
+        if measure not in MEASURES:
+            raise InputError(f"measure {measure!r} is unknown; choose from {', '.join(MEASURES)}")
         codes = np.empty((faults.site.size, len(self.images)), np.uint8)
         # A fault that leaves its word as it is needs no run: masked, and top-1 is the golden one.
         codes[:] = np.where(self.golden.top1 == self.labels, outcomes.CORRECT, 0)
         todo = np.flatnonzero(~self.identity(faults))
+        inferred = np.zeros((2, faults.site.size), np.int32)  # and certified
+        if measure == "full":
+            self._run_full(faults, todo, codes)
+            inferred[0, todo] = len(self.images)
+            told = outcomes.tally(codes, keep_bits)
+        else:
+            inferred[:] = self._run_pruned(faults, todo, codes, detect=measure == "detect")
+            told = outcomes.tally_critical(codes, keep_bits)
+        told = told._replace(inferred=inferred[0], certified=inferred[1])
+        return self._detected(told, codes) if measure == "detect" else told
+
+    def _detected(self, told: Outcomes, codes: np.ndarray) -> Outcomes:
+        """What is known when a fault was dropped at the first images it was critical for."""
+        hit = (codes[:, self._by_margin] & outcomes.CRITICAL) != 0
+        first = np.where(hit.any(axis=1), self._by_margin[hit.argmax(axis=1)], -1)
+        unsaid = dict.fromkeys(("non_finite", "correct", "critical_bits"))
+        return told._replace(
+            critical=(first >= 0).astype(np.int32), first_critical=first.astype(np.int32), **unsaid
+        )
+
+    def _run_full(self, faults: Faults, todo: np.ndarray, codes: np.ndarray) -> None:
+        """Write the codes of the faults `todo` on all images."""
         for number, rows in by_site(faults, todo):
-            for start, stop in self.program(number).blocks:
-                images = np.arange(start, stop)
-                for part in np.array_split(rows, -(-rows.size * images.size // PAIRS)):
+            for part in self.image_blocks(number):
+                images = np.arange(part.start, part.stop)
+                for some in _parts(rows, images.size):
                     pairs = self.pairs(
-                        take(faults, np.repeat(part, images.size)), np.tile(images, part.size)
+                        take(faults, np.repeat(some, images.size)), np.tile(images, some.size)
                     )
-                    codes[part, start:stop] = pairs.codes.reshape(part.size, -1)
-        return outcomes.tally(codes, keep_bits)
+                    codes[some, part] = pairs.codes.reshape(some.size, -1)
+
+    def critical_pairs(self, faults: Faults, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run P pairs as `critical` does: the k-th fault on image `image[k]`.
+
+        Returns:
+          Codes uint8 [P], of which only the flags count, and bool [P], certified. Radii are used
+          whether they pay or not: this is for verifying them.
+        """
+        codes = np.zeros((image.size, len(self.images)), np.uint8)
+        only = np.zeros(codes.shape, bool)
+        pair = np.arange(image.size), image
+        only[pair] = True
+        inferred, _ = self._run_pruned(faults, pair[0], codes, only=only)
+        return codes[pair], inferred == 0
+
+    def _run_pruned(
+        self,
+        faults: Faults,
+        todo: np.ndarray,
+        codes: np.ndarray,
+        *,
+        detect: bool = False,
+        only: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write the codes of pairs that may be critical.
+
+        Args:
+          only: bool [F, B], the pairs to run; by default all of the faults `todo`.
+
+        Returns:
+          Images run to the logits, and certified, int [F] each.
+        """
+        inferred, judged = np.zeros((2, faults.site.size), np.int64)
+        order, size = np.arange(len(self.images)), self._pruned_block()
+        if detect:
+            # Images near their decision boundary show most faults; a dropped fault saves the rest.
+            order, size = self._by_margin, min(size, DETECT_BLOCK)
+        for part in blocks(order.size, size):
+            images = order[part]
+            arrived = self._run_block(faults, todo, images, size, codes, only)
+            judged[todo] += images.size
+            np.add.at(inferred, arrived, 1)
+            if detect:
+                critical = (codes[np.ix_(todo, images)] & outcomes.CRITICAL).any(axis=1)
+                todo = todo[~critical]
+        return inferred, judged - inferred
+
+    def _run_block(self, faults, todo, images, size, codes, only) -> np.ndarray:
+        """Run faults `todo` on one block of images; the fault rows of pairs run to the logits."""
+        pixels = self.images[filled_up(images, size)]
+        block = self._load_cuts(filled_up(images, size))
+        ends: list[tuple[np.ndarray, Any]] = []
+        line = Line(self._pruner, block, lambda pair, found: ends.append((pair, found)))
+        for number, rows in by_site(faults, todo):
+            start, site = self._start(number), self.sites[number]
+            radii = start.radii(pixels, rows.size if only is None else ALWAYS)
+            golden = start.load(pixels)
+            for some in _parts(rows, images.size):
+                faulty, moved = self._change(number, take(faults, some))
+                at = _positions(faults.index[some], site.shape)
+                near = np.zeros((some.size, images.size), bool)
+                if radii is not None:
+                    near = moved[:, None] < radii[: images.size, faults.index[some]].T
+                if only is not None:
+                    near |= ~only[np.ix_(some, images)]
+                row, image = np.nonzero(~near)
+                pair = some[row] * np.int64(len(self.images)) + images[image]
+                start.run(line, golden, at[row], faulty[row], pair, image.astype(np.int32))
+        line.drain()
+        for pair, found in ends:
+            codes.flat[pair] = np.asarray(found)[: pair.size]
+        return np.concatenate([pair for pair, _ in ends] or [np.empty(0, np.int64)]) // len(
+            self.images
+        )
 
     def pairs(self, faults: Faults, image: np.ndarray) -> Pairs:
-        """Run P pairs: the k-th fault on image `image[k]`, whatever the fault does."""
-        classes = self.golden.logits.shape[1]
-        found = Pairs(
-            np.empty(image.size, np.uint8),
-            np.empty((image.size, classes), self.golden.logits.dtype),
-        )
+        """Run P pairs in full: the k-th fault on image `image[k]`, whatever the fault does."""
+        golden = self.golden.logits
+        logits = np.empty((image.size, golden.shape[1]), golden.dtype)
+        found = Pairs(np.empty(image.size, np.uint8), logits)
         for number, rows in by_site(faults, np.arange(image.size)):
-            site, program = self.sites[number], self.program(number)
-            for start, stop in program.blocks:
-                inside = rows[(image[rows] >= start) & (image[rows] < stop)]
-                if not inside.size:
-                    continue
-                words = bits.to_bits(self.network.values(site)).ravel()[faults.index[inside]]
-                faulty = bits.set_bit(words, faults.bit[inside], faults.polarity[inside])
-                at = _positions(faults.index[inside], site.shape)
-                done = program.run(
-                    self._load(number, start), at,
-                    bits.from_bits(faulty, site.dtype), image[inside],
-                )  # fmt: skip
-                found.codes[inside], found.logits[inside] = done
+            faulty, _ = self._change(number, take(faults, rows))
+            at = _positions(faults.index[rows], self.sites[number].shape)
+            for part in self.image_blocks(number):
+                inside = np.flatnonzero((image[rows] >= part.start) & (image[rows] < part.stop))
+                if inside.size:
+                    block = self._load(number, part)
+                    local = image[rows[inside]] - part.start
+                    done = self.program(number).run(block, at[inside], faulty[inside], local)
+                    found.codes[rows[inside]], found.logits[rows[inside]] = done
         return found
 
-    def golden_lanes(self, faults: Faults, image: np.ndarray) -> np.ndarray:
-        """Golden logits [P, C] of each pair's image through the suffix of the fault's site."""
-        found = np.empty((image.size, self.golden.logits.shape[1]), self.golden.logits.dtype)
-        for number, rows in by_site(faults, np.arange(image.size)):
-            for start, stop in self.program(number).blocks:
-                inside = rows[(image[rows] >= start) & (image[rows] < stop)]
-                if inside.size:
-                    logits = np.asarray(self._load(number, start).logits)
-                    found[inside] = logits[image[inside] - start]
-        return found
+    def _change(self, site: int, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+        """Faulty values [F] of faults in one site, and how far they are from golden, float64."""
+        golden = self.network.values(self.sites[site]).ravel()[faults.index]
+        faulty = bits.faulty(golden, faults.bit, faults.polarity)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return faulty, np.abs(faulty.astype(np.float64) - golden.astype(np.float64))
 
     def identity(self, faults: Faults) -> np.ndarray:
         """bool [F]: the fault leaves its word as it is."""
@@ -204,18 +304,57 @@ class Engine:
     def program(self, site: int) -> SiteProgram:
         """The compiled programs of a site, by its position in `sites`."""
         if site not in self._programs:
-            leaf = self.network.positions[self.sites[site].name]
-            parts = split(self.network.program, leaf)
-            self._programs[site] = SiteProgram(parts, len(self.images), self._memory)
+            self._programs[site] = SiteProgram(split(self.network.program, self._leaf(site)))
         return self._programs[site]
 
-    def _load(self, site: int, start: int) -> Block:
+    def image_blocks(self, site: int) -> list[slice]:
+        """The images whose golden values are kept together for a site."""
+        return blocks(
+            len(self.images), self._memory // max(1, image_bytes(self.program(site).parts))
+        )
+
+    def _leaf(self, site: int) -> int:
+        return self.network.positions[self.sites[site].name]
+
+    def _load(self, site: int, part: slice) -> Block:
         # Golden values are large: only the last block used is kept.
-        if self._loaded is None or self._loaded[0] != site or self._loaded[1].start != start:
+        if self._loaded is None or self._loaded[0] != site or self._loaded[1].start != part.start:
             self._loaded = None
-            block = self.program(site).load(self.network.leaves, self.images, self.labels, start)
+            size = self.image_blocks(site)[0].stop
+            rows = filled_up(np.arange(part.start, part.stop), size)
+            block = self.program(site).load(
+                self.network.leaves, self.images[rows], self.labels[rows], part.start
+            )
             self._loaded = site, block
         return self._loaded[1]
+
+    def _load_cuts(self, images: np.ndarray) -> PrunerBlock:
+        """Golden values and maps at the cuts; the last are kept for the next shard."""
+        if self._at_cuts is None or not np.array_equal(self._at_cuts[0], images):
+            self._at_cuts = None
+            columns = (x[images] for x in (self.images, self.golden.logits, self.labels))
+            self._at_cuts = images, self._pruner.load(*columns)
+        return self._at_cuts[1]
+
+    @cached_property
+    def _by_margin(self) -> np.ndarray:
+        """Images, the one nearest to another answer first."""
+        return np.argsort(self.golden.margin, kind="stable")
+
+    @cached_property
+    def _pruner(self) -> Pruner:
+        return Pruner(self.network.program, self.network.leaves, self.images)
+
+    def _start(self, site: int) -> SiteStart:
+        if site not in self._starts:
+            self._starts[site] = SiteStart(self._pruner, self._leaf(site), self.images)
+        return self._starts[site]
+
+    def _pruned_block(self) -> int:
+        """Images of a block: golden values at the cuts, and the largest site's own, fit."""
+        sites = [self._start(number).image_bytes() for number in range(len(self.sites))]
+        most = self._memory // (self._pruner.image_bytes() + max(sites))
+        return blocks(len(self.images), most)[0].stop
 
 
 def golden_run(network: Network, images: np.ndarray) -> Golden:
@@ -226,9 +365,9 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
     """
     run = jax.jit(network.apply)
     batch = min(GOLDEN_BATCH, len(images))
-    logits = np.concatenate(
-        [np.asarray(run(network.params, images[rows])) for rows in _chunks(len(images), batch)]
-    )[: len(images)]
+    parts = (filled_up(images[part], batch) for part in chunks(len(images), batch))
+    logits = np.concatenate([np.asarray(run(network.params, part)) for part in parts])
+    logits = logits[: len(images)]
     if not np.isfinite(logits.astype(np.float64)).all():
         bad = int(np.flatnonzero(~np.isfinite(logits.astype(np.float64)).all(axis=1))[0])
         raise InputError(f"the golden output of image {bad} is {logits[bad]}; it must be finite")
@@ -257,20 +396,23 @@ def _rate(network: Network, images: np.ndarray, batch: int, seconds: float) -> f
     return done / spent
 
 
-def close(a: np.ndarray, b: np.ndarray, rounding: float = 2.0**10) -> np.ndarray:
-    """bool [P]: logits [P, C] that agree within float rounding.
+def rounding(logits: np.ndarray) -> np.ndarray:
+    """[P]: how far logits [P, C] may be off between two compiled programs.
 
-    That is `rounding` epsilons of the type, relative to the largest logit of the pair: the sums
-    a network makes are reordered between compiled programs. Non-finite logits must be the same.
+    That is `certify.TOLERANCE` epsilons of the type, relative to the largest finite logit (at
+    least 1): the sums a network makes are reordered.
     """
-    eps = float(jnp.finfo(a.dtype).eps)
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    finite = np.isfinite(a) & np.isfinite(b)
-    scale = np.where(finite, np.maximum(np.abs(a), np.abs(b)), 0).max(axis=-1, keepdims=True)
+    size = np.abs(np.where(np.isfinite(logits), logits, 0).astype(np.float64)).max(axis=-1)
+    return certify.TOLERANCE * float(jnp.finfo(logits.dtype).eps) * np.maximum(size, 1)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """bool [P]: logits [P, C] agree within `rounding`; those not finite must be the same."""
+    off = np.maximum(rounding(a), rounding(b))[..., None]
     with np.errstate(invalid="ignore"):
-        near = np.abs(a - b) <= rounding * eps * np.maximum(scale, 1)
+        near = np.abs(a.astype(np.float64) - b.astype(np.float64)) <= off
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    return np.where(finite, near, same).all(axis=-1)
+    return np.where(np.isfinite(a) & np.isfinite(b), near, same).all(axis=-1)
 
 
 def _positions(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -291,28 +433,9 @@ def by_site(faults: Faults, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]
         yield int(number), rows[sites == number]
 
 
-def _chunks(total: int, size: int) -> Iterator[np.ndarray]:
-    """Rows in chunks of one size; the last is filled up with row 0."""
-    for start in range(0, total, size):
-        rows = np.arange(start, start + size)
-        yield np.where(rows < total, rows, 0)
-
-
-def _chunk_size(live: int) -> int:
-    """Pairs of a chunk, a power of two: many, as long as the largest value stays in cache."""
-    fewest, most = CHUNK
-    return int(np.clip(1 << max(0, (LIVE // max(1, live)).bit_length() - 1), fewest, most))
-
-
-def _residual_bytes(parts: Split) -> int:
-    return sum(nbytes(key.aval) for key in parts.residuals)
-
-
-def _blocks(images: int, most: int) -> list[tuple[int, int]]:
-    """(start, stop) of equal blocks of at most `most` images, at least one each."""
-    count = -(-images // max(1, most))
-    size = -(-images // count)
-    return [(start, min(start + size, images)) for start in range(0, images, size)]
+def _parts(rows: np.ndarray, images: int) -> list[np.ndarray]:
+    """Rows of faults in parts whose pairs with the images are few enough to list."""
+    return np.array_split(rows, -(-rows.size * images // PAIRS))
 
 
 def _check_images(network: Network, images) -> np.ndarray:

@@ -25,21 +25,23 @@ class Outcomes(NamedTuple):
 
     ``masked + non_critical + critical`` is the number of images, and so is the sum of the
     fields named in ``CLASSES``: ``non_finite`` pairs are counted on their own and as one of
-    non-critical and critical.
+    non-critical and critical. Fields that a measure does not tell are None.
     """
 
-    masked: np.ndarray
-    non_critical: np.ndarray
     critical: np.ndarray
-    non_finite: np.ndarray
-    sdc_0_5: np.ndarray
-    sdc_5_10: np.ndarray
-    sdc_10_20: np.ndarray
-    sdc_20: np.ndarray
-    sdc_1: np.ndarray
-    correct: np.ndarray  # images whose faulty top-1 is the label: the faulty accuracy's numerator
-    first_critical: np.ndarray  # the first image the fault is critical for, -1 where none
-    critical_bits: np.ndarray | None  # uint8 [F, ceil(B / 8)], images packed by np.packbits
+    first_critical: np.ndarray  # the first image (of those asked) it is critical for, or -1
+    inferred: np.ndarray | None = None  # images run to the logits
+    certified: np.ndarray | None = None  # images decided by a certificate before
+    non_finite: np.ndarray | None = None
+    correct: np.ndarray | None = None  # images whose faulty top-1 is the label (faulty accuracy)
+    masked: np.ndarray | None = None
+    non_critical: np.ndarray | None = None
+    sdc_0_5: np.ndarray | None = None
+    sdc_5_10: np.ndarray | None = None
+    sdc_10_20: np.ndarray | None = None
+    sdc_20: np.ndarray | None = None
+    sdc_1: np.ndarray | None = None
+    critical_bits: np.ndarray | None = None  # uint8 [F, ceil(B / 8)], images by np.packbits
 
 
 def confidence(logits: jax.Array, top: jax.Array) -> jax.Array:
@@ -100,33 +102,24 @@ def tally(codes: np.ndarray, keep_bits: bool = False) -> Outcomes:
     With ``keep_bits`` the per-image critical bits are kept, packed.
     """
     codes = np.asarray(codes)
+    told = tally_critical(codes, keep_bits)
     classes = codes & CLASS_MASK
     by_class = {name: _count(classes == code) for code, name in enumerate(CLASSES)}
+    non_critical = np.int32(codes.shape[1]) - by_class["masked"] - told.critical
+    return told._replace(**by_class, non_critical=non_critical)
+
+
+def tally_critical(codes: np.ndarray, keep_bits: bool = False) -> Outcomes:
+    """What codes tell whose classes are not known, but for non-finite: critical or not."""
     hit = (codes & CRITICAL) != 0
     critical = _count(hit)
     return Outcomes(
-        **by_class,
-        non_critical=np.int32(codes.shape[1]) - by_class["masked"] - critical,
         critical=critical,
-        correct=_count(codes & CORRECT),
         first_critical=np.where(critical > 0, hit.argmax(axis=1), -1).astype(np.int32),
+        non_finite=_count((codes & CLASS_MASK) == NON_FINITE),
+        correct=_count(codes & CORRECT),
         critical_bits=np.packbits(hit, axis=1) if keep_bits else None,
     )
-
-
-def identity(images: int, correct_golden: int, keep_bits: bool, n: int) -> Outcomes:
-    """The outcomes of ``n`` faults that leave their word as it is: masked on every image.
-
-    ``correct_golden`` is how many of the ``images`` the golden network labels correctly.
-    """
-    constant = {"masked": images, "correct": correct_golden, "first_critical": -1}
-    counts = {
-        name: np.full(n, constant.get(name, 0), np.int32)
-        for name in Outcomes._fields
-        if name != "critical_bits"
-    }
-    bits = np.zeros((n, -(-images // 8)), np.uint8) if keep_bits else None
-    return Outcomes(**counts, critical_bits=bits)
 
 
 def _count(flags: np.ndarray) -> np.ndarray:

@@ -22,16 +22,16 @@ _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 class Program(NamedTuple):
-    """The equations of a network for one image, with dead code dropped.
+    """The equations of a network for one image, with dead code dropped, or a section of them.
 
     `leaves` are the variables of the parameter leaves in pytree order, `x` that of the input
-    [1, ...], `logits` that of the output [1, C]; `consts` holds values captured by closure.
+    [1, ...], `out` that of the output, logits [1, C]; `consts` holds values captured by closure.
     """
 
     eqns: tuple[Any, ...]
     leaves: tuple[Any, ...]
     x: Any
-    logits: Any
+    out: Any
     consts: dict[Any, Any]
 
 
@@ -64,11 +64,11 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _live(eqns, outputs) -> tuple[Any, ...]:
-    """The equations that `outputs` need, in order."""
-    needed, kept = set(outputs), []
+def _live(eqns, output, given) -> tuple[Any, ...]:
+    """The equations that `output` needs where `given` is known, in order."""
+    needed, kept = {output}, []
     for eqn in reversed(eqns):
-        if needed.intersection(eqn.outvars):
+        if needed.intersection(eqn.outvars) and given not in eqn.outvars:
             kept.append(eqn)
             needed.update(atom for atom in eqn.invars if not isinstance(atom, core.Literal))
     return tuple(reversed(kept))
@@ -100,12 +100,19 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
     flat = jax.make_jaxpr(lambda *args: _evaluate(closed, args))(*leaves, x)
     jaxpr = flat.jaxpr
     return Program(
-        eqns=_live(jaxpr.eqns, jaxpr.outvars),
+        eqns=_live(jaxpr.eqns, jaxpr.outvars[0], None),
         leaves=tuple(jaxpr.invars[:-1]),
         x=jaxpr.invars[-1],
-        logits=jaxpr.outvars[0],
+        out=jaxpr.outvars[0],
         consts=dict(zip(jaxpr.constvars, flat.consts, strict=True)),
     )
+
+
+def section(program: Program, start=None, end=None) -> Program:
+    """The part of a program that makes `end` from `start`, by default its output, its input."""
+    x = program.x if start is None else start
+    out = program.out if end is None else end
+    return program._replace(eqns=_live(program.eqns, out, x), x=x, out=out)
 
 
 def dependents(program: Program, source) -> frozenset:

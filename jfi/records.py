@@ -138,8 +138,8 @@ def write_shard(
 def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided: np.ndarray | int):
     import pyarrow as pa
 
-    counts = outcomes._asdict()
-    bits = counts.pop("critical_bits")
+    counts = {name: column for name, column in outcomes._asdict().items() if column is not None}
+    bits = counts.pop("critical_bits", None)
     columns = {
         "id": ids.astype(np.int64),
         "site": faults.site.astype(np.int32),

@@ -108,7 +108,7 @@ def _block_shape(atom, at) -> tuple[int, ...]:
 
 
 def _continue(program: Program, leaf: int, golden: patch.Golden, at: Sequence[Any], value):
-    """Faulty logits [1, C] of one image, with the word of `leaf` at index `at` set to `value`."""
+    """Faulty output of one image, with the word of `leaf` at index `at` set to `value`."""
     source = program.leaves[leaf]
     same = golden.block(source, at)
     word = patch.pair(at, value.reshape(same.shape), same)
@@ -121,9 +121,9 @@ def _continue(program: Program, leaf: int, golden: patch.Golden, at: Sequence[An
         values = [read(atom) for atom in eqn.invars]
         if any(value is not None for value in values):
             env.update(zip(eqn.outvars, patch.step(golden, eqn, values), strict=True))
-    if program.logits not in env:
-        return golden.whole(program.logits)
-    return patch.whole(golden, program.logits, env[program.logits])
+    if program.out not in env:
+        return golden.whole(program.out)
+    return patch.whole(golden, program.out, env[program.out])
 
 
 def split(program: Program, leaf: int) -> Split:
@@ -143,6 +143,11 @@ def split(program: Program, leaf: int) -> Split:
         flops=flops(jaxpr.eqns),
         live=max(nbytes(var.aval) for eqn in jaxpr.eqns for var in eqn.outvars),
     )
+
+
+def image_bytes(split: Split) -> int:
+    """Bytes of the residuals of one image."""
+    return sum(nbytes(key.aval) for key in split.residuals)
 
 
 def _read(env, key: Key):
@@ -165,7 +170,7 @@ def prefix(split: Split, leaves: Sequence[Any], images) -> tuple[list[Any], list
 
 
 def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value):
-    """Faulty logits [C] of one pair: image number `image`, word `at` of the leaf set to `value`.
+    """Faulty output of one pair: image number `image`, word `at` of the leaf set to `value`.
 
     Args:
       constants, residuals: from `prefix`.
@@ -178,4 +183,4 @@ def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value):
         dict(zip(split.residuals, residuals, strict=True)),
         image,
     )
-    return _continue(split.program, split.leaf, golden, at, value)[0]
+    return _continue(split.program, split.leaf, golden, at, value)

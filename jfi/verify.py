@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from jfi import bits
-from jfi.engine import Engine, by_site, close, take
+from jfi.engine import Engine, by_site, close, rounding, take
 from jfi.faults import Faults
-from jfi.outcomes import classify
+from jfi.outcomes import CRITICAL, classify
 
 BATCH = 32  # pairs of one call, run one after another
 
@@ -21,13 +21,15 @@ BATCH = 32  # pairs of one call, run one after another
 class Verification(NamedTuple):
     """Pairs run again: how many agree, differ within float rounding, and disagree.
 
-    `worst` describes the first disagreement in words, empty if there is none.
+    certified: how many of the pairs a certificate had decided.
+    worst: the first disagreement in words, empty if there is none.
     """
 
     pairs: int
     agreements: int
     near_ties: int
     disagreements: int
+    certified: int = 0
     worst: str = ""
 
 
@@ -63,23 +65,39 @@ def _program(engine: Engine, site: int):
     return jax.jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
 
 
-def verify(engine: Engine, faults: Faults, image: np.ndarray) -> Verification:
+def verify(
+    engine: Engine, faults: Faults, image: np.ndarray, measure: str = "full"
+) -> Verification:
     """Compare the engine with naive re-runs, the k-th fault on image `image[k]`.
 
-    Outcomes that differ are a near-tie where both logits agree within float rounding
-    (`jfi.engine.close`), and a disagreement otherwise.
+    With the measure `full`, outcome classes that differ are a near-tie where both logits agree
+    within float rounding (`jfi.engine.close`). With `critical` and `detect`, critical or not is
+    compared, and verdicts that differ are a near-tie where the two largest naive logits agree.
+    Everything else is a disagreement.
     """
     if not image.size:
         return Verification(0, 0, 0, 0)
-    fast = engine.pairs(faults, image)
     slow = naive(engine, faults, image)
     golden = naive(engine, _identities(engine, faults), image)
     codes = np.asarray(jax.jit(classify)(golden, slow, engine.labels[image]))
-    same = fast.codes == codes
-    bad = np.flatnonzero(~same & ~close(fast.logits, slow))
-    worst = _describe(engine, faults, image, fast.logits, slow, bad[0]) if bad.size else ""
+    if measure == "full":
+        fast = engine.pairs(faults, image)
+        same, tied, certified = fast.codes == codes, close(fast.logits, slow), np.zeros(1)
+    else:
+        flags, certified = engine.critical_pairs(faults, image)
+        same = (flags & CRITICAL) == (codes & CRITICAL)
+        second, first = np.sort(slow, axis=1)[:, -2:].T
+        tied = first - second <= rounding(slow)
+    bad = np.flatnonzero(~same & ~tied)
     agreements = int(same.sum())
-    return Verification(image.size, agreements, image.size - agreements - bad.size, bad.size, worst)
+    return Verification(
+        image.size,
+        agreements,
+        image.size - agreements - bad.size,
+        bad.size,
+        int(certified.sum()),
+        _describe(engine, take(faults, bad[:1]), image[bad[:1]], slow[bad[0]]) if bad.size else "",
+    )
 
 
 def _identities(engine: Engine, faults: Faults) -> Faults:
@@ -92,9 +110,9 @@ def _identities(engine: Engine, faults: Faults) -> Faults:
     return faults._replace(polarity=polarity)
 
 
-def _describe(engine: Engine, faults: Faults, image, fast, slow, k: int) -> str:
+def _describe(engine: Engine, fault: Faults, image: np.ndarray, slow: np.ndarray) -> str:
+    site, index, bit, polarity = (column[0] for column in fault)
     return (
-        f"{engine.sites[faults.site[k]].name} index {faults.index[k]} bit {faults.bit[k]} "
-        f"{bits.POLARITIES[faults.polarity[k]]} on image {image[k]}: "
-        f"logits {fast[k]}, naively {slow[k]}"
+        f"{engine.sites[site].name} index {index} bit {bit} {bits.POLARITIES[polarity]} on image "
+        f"{image[0]}: logits {engine.pairs(fault, image).logits[0]}, naively {slow}"
     )

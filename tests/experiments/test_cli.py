@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from experiments import cli
+from experiments import campaign, cli, data, plan, train
 from jfi.errors import InputError
 from nets import NetError
 
@@ -58,3 +58,25 @@ def test_help_is_the_docstring_and_ends_well(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What this script does.")
     assert ended(monkeypatch, lambda: 1, "--help") == 0
     assert capsys.readouterr().out.startswith("What this script does.\n\nFlags:")
+
+
+@pytest.mark.parametrize("module", [campaign, plan, train, data])
+def test_help_lists_every_flag_that_a_script_takes(script, module):
+    """Its own and those of the modules it shares them with."""
+    ended = script(module, "--help")
+    assert ended.status == 0
+    listed = {line.split("=")[0] for line in ended.out.splitlines() if line.startswith("  --")}
+    wanted = "dataset data_dir".split()
+    if module in (campaign, plan):
+        wanted += "net weights sampler fault_model sites error_margin confidence t images".split()
+    assert {f"  --{name}" for name in wanted} <= listed
+    assert max(map(len, ended.out.splitlines())) <= 100
+
+
+def test_help_tells_what_a_flag_takes(script):
+    text = script(campaign, "--help").out
+    assert "  --net=TEXT (default: lenet)\n      The network: lenet, resnet20" in text
+    assert "  --fault_model=stuck_at|flip (default: stuck_at)\n      Bits stuck at 0" in text
+    assert "  --images=N\n" in text
+    assert "  --error_margin=X (default: 0.01)\n" in text
+    assert "  --[no]keep_bits\n" in text

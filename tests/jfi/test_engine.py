@@ -146,11 +146,39 @@ def test_run_tallies_the_pairs_of_a_whole_rerun():
 
 def test_blocks_of_images_change_nothing():
     """A tight memory bound takes the images in blocks; the outcomes are the same."""
-    small = make(memory=20_000)
-    assert len(small.program(0).blocks) > 2
+    small = make(pattern="conv.*/kernel", memory=20_000)
+    assert len(small.image_blocks(0)) > 2
+    whole = make(pattern="conv.*/kernel")
     faults = every_bit(small, words=1)
-    for one, other in zip(small.run(faults), make().run(faults), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for measure in engine.MEASURES:
+        one, other = (runner.run(faults, measure)._asdict() for runner in (small, whole))
+        for field in one:
+            if measure != "detect" or field not in ("inferred", "certified"):
+                np.testing.assert_array_equal(one[field], other[field], field)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_measure_gives_the_same_verdicts(name):
+    runner = make(name)
+    faults = every_bit(runner, words=3)
+    full, critical, detect = (
+        runner.run(faults, measure, keep_bits=True) for measure in engine.MEASURES
+    )
+    for field in ("critical", "first_critical", "correct", "non_finite", "critical_bits"):
+        np.testing.assert_array_equal(getattr(critical, field), getattr(full, field), field)
+    np.testing.assert_array_equal(detect.critical, full.critical > 0)
+    np.testing.assert_array_equal(detect.first_critical >= 0, full.critical > 0)
+    assert critical.masked is None
+    same = runner.identity(faults)
+    for done in (full, critical):
+        judged = done.inferred + done.certified
+        np.testing.assert_array_equal(judged, np.where(same, 0, len(IMAGES)))
+    assert (detect.inferred <= critical.inferred).all()
+
+
+def test_unknown_measure():
+    with pytest.raises(jfi.InputError, match="measure 'all' is unknown; choose from full, crit"):
+        make("plain").run(every_bit(make("plain")), "all")
 
 
 def test_identity_is_masked_without_a_run(monkeypatch):

@@ -163,13 +163,3 @@ def test_tally_keeps_no_bits_unless_asked_and_takes_no_faults():
     empty = outcomes.tally(np.zeros((0, 9), np.uint8), keep_bits=True)
     assert empty.masked.shape == (0,)
     assert empty.critical_bits.shape == (0, 2)
-
-
-@pytest.mark.parametrize("keep_bits", [False, True])
-def test_identity_is_what_golden_codes_tally_to(keep_bits):
-    golden_correct = np.array([1, 1, 0, 1, 0, 1, 1, 1, 1, 0], np.uint8)
-    codes = np.tile(golden_correct * CORRECT, (4, 1)).astype(np.uint8)
-    counted, constant = outcomes.tally(codes, keep_bits), outcomes.identity(10, 7, keep_bits, 4)
-    for name, a, b in zip(outcomes.Outcomes._fields, counted, constant, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
-        assert a is b or a.dtype == b.dtype, name

@@ -29,7 +29,7 @@ def both(apply, params, images=IMAGES, leaf=0, seed=0):
     rng = np.random.default_rng(seed)
     fast, slow = [], []
     run = jax.jit(apply)
-    local = jax.jit(lambda i, at, v: suffix(parts, constants, residuals, i, list(at), v))
+    local = jax.jit(lambda i, at, v: suffix(parts, constants, residuals, i, list(at), v)[0])
     for _ in range(6):
         at = tuple(int(rng.integers(d)) for d in leaves[leaf].shape)
         value = np.asarray(rng.normal() * 3).astype(leaves[leaf].dtype)

@@ -51,7 +51,8 @@ def test_shards_come_back_as_they_were_written_in_order(tmp_path):
         write(workdir, number, seed=number)
     for number, shard in zip((9, 10), records.read_shards(workdir), strict=True):
         np.testing.assert_array_equal(shard["id"], np.arange(20) + 10**12)
-        expected = {**faults(20)._asdict(), **rows(20, seed=number)._asdict()}
+        told = {k: v for k, v in rows(20, seed=number)._asdict().items() if v is not None}
+        expected = {**faults(20)._asdict(), **told}
         for name, column in expected.items():
             np.testing.assert_array_equal(shard[name], column, err_msg=name)
             assert shard[name].dtype == column.dtype, name

@@ -1,0 +1,512 @@
+"""Verdicts per second of this engine and of its peers: one run, one machine, the same work.
+
+    python -m experiments.bench --net=resnet20 --weights=resnet20.th --dataset=cifar10.npz \\
+        --images=512 --json
+
+takes under 15 minutes on 4 cores. Every row decides stuck-at faults drawn uniformly from all
+layers and bits, in one order that is the same for every row, on the same images:
+
+    golden                  this network without faults, images/s
+    vmap                    jax.vmap over whole faulty parameter trees
+    full, critical, detect  this engine, by what it is asked to tell
+    pytorch_golden          PyTorch without faults, images/s
+    pytorch_loop            PyTorch: patch the weight, run, restore
+    pytorchfi               PyTorchFI 0.6.0
+
+with rows of PyTorch also as `_compiled`: torch.compile, channels_last. A verdict is one fault
+decided on one image. Rows take turns, round by round, in blocks of whole random samples; compiling
+and finding the best batch size come before and are not timed. Reported are medians over rounds
+with the lowest and the highest, and ratios taken within rounds. This engine knows half of all
+stuck-at faults without running them; peers are shown as they are and, `with_skipping`, as if they
+knew it too. Before timing, every row decides the same exponent flips: `agree` tells how many as
+the full measure does.
+
+PyTorch rows need PyTorch; PyTorchFI's need `pip install pytorchfi==0.6.0 --no-deps` (its weight
+injection imports nothing but torch). Rows that can't be had are left out, saying so.
+
+glibc maps large arrays afresh each time they are needed, which halves PyTorch. So the benchmark
+starts itself again with MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
+(--allocator=tuned); --allocator=compare prints what that is worth to each row.
+
+--profile prints where the time of a campaign goes, --growth how time and host memory grow with
+faults and images. Each run leaves its figures in --out as one JSON a network, device and commit.
+"""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import jfi
+import nets
+from experiments import cli, costs, data, machine, target
+from jfi import bits
+from jfi.engine import MEASURES, Engine, take
+from jfi.errors import InputError
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace
+
+MEBIBYTE = 1 << 20
+
+LISTED = 1 << 18  # faults in the list, taken from its start again when it is through
+SWEEP_SECONDS = 1.0  # for each setting of a row
+ENGINE_BLOCK = 5  # times longer blocks: a campaign stays at a site for long, a block should too
+ENGINE_STEP = 256
+BATCHES = (32, 4096)  # smallest and largest batch tried
+VMAP_IMAGES, VMAP_FAULTS = 32, (2, 8, 32)
+CHECKED = 16  # flips that every row decides before timing
+CHECKED_BITS = (30, 29, 27, 26, 25, 24, 23, 31)  # of float32: often critical, sometimes not
+SKIPPING = 2  # of stuck-at-0 and stuck-at-1, one leaves the bit as it is
+
+
+class Row(NamedTuple):
+    """One way to do the work.
+
+    run: decides F faults on `images` images: bool [F], critical for at least one of them. Where
+      there is nothing to decide, it runs the network over the images F times: None.
+    step: faults are given in multiples of it.
+    """
+
+    run: Callable[[Faults], np.ndarray | None]
+    images: int
+    settings: Mapping[str, Any]
+    step: int = 1
+
+
+class Paced(NamedTuple):
+    """A row at its best settings, and how many faults make a block of the wanted length."""
+
+    row: Row
+    faults: int
+    rate: float  # verdicts/s while pacing
+
+
+class Workbench(NamedTuple):
+    """What all rows share."""
+
+    net: nets.Net
+    engine: Engine
+    faults: Faults  # in random order
+
+
+class LeftOut(Exception):
+    """A row can't be had here; the message says why."""
+
+
+# --- The faults
+
+
+def draw(space: FaultSpace, seed: int, n: int = LISTED) -> Faults:
+    """n faults drawn uniformly, with replacement, in random order."""
+    return space.decode(np.random.default_rng(seed).integers(0, space.size, n))
+
+
+def block(faults: Faults, start: int, n: int) -> Faults:
+    """n faults from number `start` on; after the last comes the first."""
+    return take(faults, np.arange(start, start + n) % faults.site.size)
+
+
+def checked_flips(bench: Workbench) -> Faults:
+    """The flips that every row decides before timing."""
+    drawn = block(bench.faults, 0, CHECKED)
+    bit = np.resize(np.array(CHECKED_BITS, drawn.bit.dtype), CHECKED)
+    return drawn._replace(bit=bit, polarity=np.full_like(drawn.polarity, bits.FLIP))
+
+
+# --- The rows, each as candidates: one for every setting worth trying
+
+
+def batches(images: int) -> list[int]:
+    """Batch sizes to try: the workload in 1, 2, 4, ... equal parts, so that one shape is run."""
+    parts = (2**k for k in range(images.bit_length()))
+    found = [images // p for p in parts if images % p == 0]
+    return [b for b in found if BATCHES[0] <= b <= BATCHES[1]] or [images]
+
+
+def golden_rows(bench: Workbench) -> list[Row]:
+    """The network as the user wrote it, compiled."""
+    network, images = bench.engine.network, bench.engine.images
+    forward = jax.jit(network.apply)
+
+    def run(parts, faults):
+        for _ in range(faults.site.size):
+            jax.block_until_ready([forward(network.params, part) for part in parts])
+
+    return [
+        Row(
+            partial(run, jax.device_put(np.split(images, len(images) // b))),
+            len(images),
+            {"batch": b},
+        )
+        for b in batches(len(images))
+    ]
+
+
+def vmap_rows(bench: Workbench) -> list[Row]:
+    """What JAX offers unaided: vmap over a faulty parameter tree for each fault.
+
+    On few images: it is slow, and the rate does not depend on their number.
+    """
+    runner, tree = bench.engine, jax.tree.structure(bench.engine.network.params)
+    images = runner.images[:VMAP_IMAGES]
+    positions = [runner.network.positions[site.name] for site in runner.sites]
+
+    def faulty(fault: Faults):
+        leaves = list(runner.network.leaves)
+        for number, at in enumerate(positions):
+            broken = bits.inject(leaves[at], fault.index, fault.bit, fault.polarity)
+            leaves[at] = jnp.where(fault.site == number, broken, leaves[at])
+        return jax.tree.unflatten(tree, leaves)
+
+    @jax.jit
+    def top1(faults: Faults):
+        trees = jax.vmap(faulty)(faults)
+        return jax.vmap(runner.network.apply, (0, None))(trees, images).argmax(-1)
+
+    def run(size, faults):
+        parts = [block(faults, k, size) for k in range(0, faults.site.size, size)]
+        found = [top1(part._replace(index=part.index.astype(np.int32))) for part in parts]
+        changed = np.concatenate(found) != runner.golden.top1[: len(images)]
+        return changed.any(axis=1)[: faults.site.size]
+
+    return [
+        Row(partial(run, size), len(images), {"faults": size, "batch": len(images)}, size)
+        for size in VMAP_FAULTS
+    ]
+
+
+def engine_rows(measure: str, bench: Workbench) -> list[Row]:
+    """This engine, with the programs of every site compiled."""
+    runner = bench.engine
+    runner.run(costs.at_every_site(runner, costs.WARM), measure)
+
+    def run(faults):
+        return runner.run(faults, measure).critical > 0
+
+    return [Row(run, len(runner.images), {}, ENGINE_STEP)]
+
+
+def peer_rows(job: str, compiled: bool, bench: Workbench) -> list[Row]:
+    """A job of `experiments.peers` at every batch size, and eager in every layout."""
+    peers = _peers()
+    layouts = ("channels_last",) if compiled else tuple(peers.LAYOUTS)
+    images = len(bench.engine.images)
+    rows = []
+    for layout in layouts:
+        for batch in batches(images):
+            settings = {"batch": batch, "layout": layout}
+            peer = peers.peer(bench.net, bench.engine, **settings, compiled=compiled)
+            rows.append(Row(partial(getattr(peers, job), peer), images, settings))
+    return rows
+
+
+def _peers():
+    """The module of the peers, with every core at PyTorch's service, as at JAX's."""
+    try:
+        import torch
+
+        from experiments import peers
+    except ImportError as error:
+        raise LeftOut("PyTorch is not installed: pip install 'jfi[torch]'") from error
+    if jax.default_backend() != "cpu" and not torch.cuda.is_available():
+        raise LeftOut("this PyTorch has no such device as JAX runs on")
+    torch.set_num_threads(machine.cores())
+    return peers
+
+
+ROWS: dict[str, Callable[[Workbench], list[Row]]] = {
+    "golden": golden_rows,
+    "vmap": vmap_rows,
+    **{measure: partial(engine_rows, measure) for measure in MEASURES},
+    "pytorch_golden": partial(peer_rows, "golden", False),
+    "pytorch_golden_compiled": partial(peer_rows, "golden", True),
+    "pytorch_loop": partial(peer_rows, "loop", False),
+    "pytorch_loop_compiled": partial(peer_rows, "loop", True),
+    "pytorchfi": partial(peer_rows, "pytorchfi", False),
+    "pytorchfi_compiled": partial(peer_rows, "pytorchfi", True),
+}
+GOLDEN = ("golden", "pytorch_golden", "pytorch_golden_compiled")  # no verdicts: images/s
+
+# name -> (row, what the other side is granted, rows of the other side: its best counts)
+RATIOS = {
+    "critical_over_golden": ("critical", 1, ("golden",)),
+    "critical_over_pytorchfi": ("critical", 1, ("pytorchfi", "pytorchfi_compiled")),
+    "critical_over_pytorch_golden": (
+        "critical", 1, ("pytorch_golden", "pytorch_golden_compiled"),
+    ),
+    "critical_over_pytorch_compiled_skipping": (
+        "critical", SKIPPING, ("pytorch_loop_compiled",),
+    ),
+    "full_over_golden": ("full", 1, ("golden",)),
+}  # fmt: skip
+
+
+# --- Timing
+
+
+def seconds_of(row: Row, faults: Faults) -> float:
+    """Seconds that a row takes for some faults."""
+    started = time.perf_counter()
+    row.run(faults)
+    return time.perf_counter() - started
+
+
+def pace(row: Row, faults: Faults, seconds: float, n: int = 1) -> Paced:
+    """How many faults take a row about `seconds`, tried from n on."""
+    n = _multiple(n, row.step)
+    while (spent := seconds_of(row, block(faults, 0, n))) < seconds / 2:
+        n = _multiple(n * min(max(seconds / spent, 2), 8), row.step)
+    return Paced(row, _multiple(n * seconds / spent, row.step), n * row.images / spent)
+
+
+def _multiple(n: float, step: int) -> int:
+    return max(1, round(n / step)) * step
+
+
+def fastest(rows: list[Row], faults: Faults, seconds: float) -> Paced:
+    """The row at its best settings, paced."""
+    for row in rows:
+        row.run(block(faults, 0, row.step))  # compiles
+    tried = [pace(row, faults, min(seconds, SWEEP_SECONDS)) for row in rows]
+    best = max(tried, key=lambda paced: paced.rate)
+    return pace(best.row, faults, seconds, best.faults * seconds / min(seconds, SWEEP_SECONDS))
+
+
+def take_turns(paced: Mapping[str, Paced], faults: Faults, rounds: int) -> dict[str, list[float]]:
+    """Rates by row, one a round; every other round in reverse order, against drift."""
+    rates = {name: [] for name in paced}
+    for number in range(rounds):
+        for name in list(paced)[:: (-1) ** number]:
+            row, n, _ = paced[name]
+            spent = seconds_of(row, block(faults, number * n, n))
+            rates[name].append(n * row.images / spent)
+            _tell(f"round {number + 1}: {name} {rates[name][-1]:,.0f}/s")
+    return rates
+
+
+def ratio(rates: Mapping[str, list[float]], row: str, granted: float, others) -> float | None:
+    """Median over rounds of a row's rate to `granted` times the best other's; None if it lacks."""
+    there = [name for name in others if name in rates]
+    if row not in rates or not there:
+        return None
+    best = max(there, key=lambda name: statistics.median(rates[name]))
+    return statistics.median(
+        ours / (granted * theirs) for ours, theirs in zip(rates[row], rates[best], strict=True)
+    )
+
+
+# --- The benchmark
+
+
+def benchmark(bench: Workbench, names: list[str], seconds: float, rounds: int) -> dict:
+    """Rates of the named rows and their ratios."""
+    paced, left_out, agree = {}, {}, {}
+    reference = bench.engine.run(checked_flips(bench)).first_critical
+    for name in names:
+        length = seconds * (ENGINE_BLOCK if name in MEASURES else 1)
+        try:
+            paced[name] = fastest(ROWS[name](bench), bench.faults, length)
+        except (LeftOut, ImportError) as error:
+            left_out[name] = str(error)
+            _tell(f"{name} left out: {error}")
+            continue
+        agree[name] = agreement(bench, paced[name].row, reference)
+        _tell(f"{name}: blocks of {paced[name].faults:,} faults, {dict(paced[name].row.settings)}")
+    rates = take_turns(paced, bench.faults, rounds)
+    return {
+        "rows": [_row(name, paced[name], rates[name], agree[name]) for name in paced],
+        "left_out": left_out,
+        "ratios": {name: ratio(rates, *of) for name, of in RATIOS.items()},
+    }
+
+
+def agreement(bench: Workbench, row: Row, reference: np.ndarray) -> str | None:
+    """How many of the checked flips a row decides as the full measure does: "16/16"."""
+    found = row.run(checked_flips(bench))
+    if found is None:
+        return None
+    wanted = (reference >= 0) & (reference < row.images)
+    return f"{np.count_nonzero(found == wanted)}/{CHECKED}"
+
+
+def _row(name: str, paced: Paced, rates: list[float], agree: str | None) -> dict:
+    median = statistics.median(rates)
+    found = {
+        "name": name,
+        "unit": "images/s" if name in GOLDEN else "verdicts/s",
+        "median": median,
+        "low": min(rates),
+        "high": max(rates),
+        "rates": rates,
+        "faults_a_block": paced.faults,
+        "images": paced.row.images,
+        **paced.row.settings,
+    }
+    if name not in GOLDEN:
+        found["agree"] = agree
+        known = name in MEASURES
+        found["with_skipping"] = median if known else SKIPPING * median
+    return found
+
+
+# --- What the allocator is worth
+
+
+def compare_allocators(rounds: int) -> dict:
+    """Medians of every row in runs of their own, with the allocator as installed and tuned."""
+    rates: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for setting in ("as_installed", "tuned"):
+            for row in _rows_with(setting):
+                of_row = rates.setdefault(row["name"], {"as_installed": [], "tuned": []})
+                of_row[setting] += row["rates"]
+    return {
+        "rows": [
+            {"name": name, "gain": ratio(of_row, "tuned", 1, ("as_installed",))}
+            | {setting: statistics.median(found) for setting, found in of_row.items()}
+            for name, of_row in rates.items()
+        ]
+    }
+
+
+def _rows_with(allocator: str) -> list[dict]:
+    """The rows of one round of this benchmark in a process of its own."""
+    arguments = (f"--allocator={allocator}", "--rounds=1", "--json", "--out=")
+    command = machine.again("experiments.bench", *arguments)
+    found = subprocess.run(
+        command, stdout=subprocess.PIPE, env=machine.untuned(), check=True, text=True
+    )
+    return json.loads(found.stdout.splitlines()[-1])["rows"]
+
+
+# --- The script
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    flags.DEFINE_string("net", "resnet20", f"The network: {', '.join(nets.names())}.")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
+        "wrote, weights/<net>_<dataset>.safetensors.",
+    )
+    flags.DEFINE_string("dataset", "cifar10", f"{', '.join(data.names())}, or a .npz file.")
+    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_integer("images", None, "The first so many test images. Default: 512, or all.", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of the faults.", 0)
+    flags.DEFINE_list("rows", list(ROWS), "The rows to run.")
+    flags.DEFINE_float(
+        "seconds", 6.0, f"Seconds of a block; {ENGINE_BLOCK} times as long for this engine.", 0
+    )
+    flags.DEFINE_integer("rounds", 3, "Blocks of each row.", 1)
+    flags.DEFINE_integer("memory", 1024, "MiB of golden values kept on the device at a time.", 1)
+    flags.DEFINE_enum(
+        "allocator", "tuned", ["tuned", "as_installed", "compare"],
+        "glibc's: tuned for large arrays, as it is, or every row in both.",
+    )  # fmt: skip
+    flags.DEFINE_bool("profile", False, "Print where the time of a campaign goes.")
+    flags.DEFINE_bool("growth", False, "Print how time and memory grow with faults and images.")
+    flags.DEFINE_enum("measure", "critical", list(MEASURES), "Of --profile and --growth.")
+    flags.DEFINE_bool("json", False, "Print one JSON object, in the last line, and no table.")
+    flags.DEFINE_string("out", "runs/bench", "Folder for the figures as JSON; empty for none.")
+
+
+def main() -> None:
+    """Run what the flags ask for, print it, keep it."""
+    args = flags.FLAGS
+    unknown = [name for name in args.rows if name not in ROWS]
+    if unknown:
+        raise InputError(f"row {unknown[0]!r} is unknown; choose from {', '.join(ROWS)}")
+    if args.allocator == "tuned":
+        machine.tune_allocator("experiments.bench")
+    started = time.perf_counter()
+    mode, found = _measure()
+    found = {
+        "mode": mode,
+        "net": args.net,
+        "dataset": args.dataset,
+        "seed": args.seed,
+        **machine.describe(),
+        "seconds": round(time.perf_counter() - started, 1),
+        **found,
+    }
+    if args.out:
+        _keep(found, Path(args.out))
+    print(json.dumps(found) if args.json else _table(found))
+
+
+def _measure() -> tuple[str, dict]:
+    args = flags.FLAGS
+    if args.allocator == "compare":
+        return "allocator", compare_allocators(args.rounds)
+    dataset = data.load(args.dataset, args.data_dir, train=False)
+    net = nets.build(args.net, dataset.x_test.shape[1:])
+    network = target.load_network(net, target.weights_path(net, dataset.name))
+    images, labels = target.workload(net, dataset, None if args.growth else _images(dataset))
+    sites = jfi.select(network)
+    faults = draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed)
+
+    def build(images, labels):
+        return Engine(network, images, labels, sites, memory=args.memory * MEBIBYTE)
+
+    if args.growth:
+        return "growth", costs.growth(build, images, labels, faults, args.measure)
+    runner = build(images, labels)
+    if args.profile:
+        return "profile", costs.profile(runner, faults, args.measure)
+    return "bench", benchmark(Workbench(net, runner, faults), args.rows, args.seconds, args.rounds)
+
+
+def _images(dataset: data.Dataset) -> int:
+    wanted = flags.FLAGS.images
+    return min(512, len(dataset.x_test)) if wanted is None else wanted
+
+
+def _keep(found: dict, folder: Path) -> None:
+    """Write <mode>-<measure>-<net>-<device>-<commit>.json."""
+    device = found["device"]
+    what = (found["mode"], found.get("measure", ""), found["net"])
+    parts = (*what, device["platform"], device["kind"], device["cores"])
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, parts)).lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{found['commit'] or 'unknown'}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    _tell(f"kept: {path}")
+
+
+def _table(found: dict) -> str:
+    """The rows as aligned columns, then what is beside them."""
+    rows = [{k: v for k, v in row.items() if k != "rates"} for row in found["rows"]]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(f"{c:>{w}}" for c, w in zip(line, widths, strict=True)) for line in cells]
+    for part in ("ratios", "stages", "left_out"):
+        lines += [f"{name}: {_cell(value)}" for name, value in found.get(part, {}).items()]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _tell(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,360 @@
+"""Certificates: proof, without running it, that a fault leaves the top-1 answer as it is.
+
+Fix an image, a cut of the program (a value that everything after it depends on alone) and a
+scale s. Any difference d at the cut with max|d| <= s moves every later value by at most a bound
+that is propagated through the absolute weights; a ReLU whose golden input plus its bound is
+negative stays dead, every other unit passes at most its own difference. With that set of live
+units frozen the bound is linear in |d|, so one backward pass gives a map G with
+
+    sum(|d| * G) < 1   =>   top-1 minus class k moves by less than its golden margin, for every k.
+
+The proof is in real arithmetic. For float rounding, golden margins are reduced by an allowance,
+the tolerance within which two compiled programs are taken to agree (`TOLERANCE`), and the sum
+must stay below `LIMIT`; tests re-run certified pairs naively.
+
+This is interval bound propagation (Gowal et al., 2018) with frozen activation patterns, in the
+spirit of CROWN's linear relaxations (Zhang et al., 2018).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from jfi.program import Program, bind, dependents, flops, section
+
+SCALES = tuple(10.0**-k for k in range(6, -1, -1))
+TOLERANCE = 2.0**10  # epsilons of the largest logit: float rounding between compiled programs
+LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
+WIDE = 1e-3  # a map is of use if the smallest scale costs less than this in a place, on average
+WORTHWHILE = 0.02  # a cut is of use if at least this share of the operations comes after it
+
+
+class Unbounded(Exception):
+    """A primitive without a bound: nothing before it can be certified."""
+
+
+def _is_variable(atom) -> bool:
+    return not isinstance(atom, core.Literal)
+
+
+# --- Bounds, one rule a primitive: (eqn, golden operands, bounds) -> bound of the output. A bound
+# --- is None where the operand is golden. Rules are linear in the bounds; whatever else depends on
+# --- them goes through stop_gradient, which is what freezes the live units.
+
+
+def _frozen(bound):
+    return 0.0 if bound is None else lax.stop_gradient(bound)
+
+
+def _sum(eqn, golden, bounds):
+    found = [bound for bound in bounds if bound is not None]
+    return found[0] if len(found) == 1 else found[0] + found[1]
+
+
+def _same(eqn, golden, bounds):
+    """Sums with coefficients 0 and 1 of the elements: the bound goes the way of the value."""
+    zeros = [
+        jnp.zeros_like(value) if bound is None else bound
+        for value, bound in zip(golden, bounds, strict=True)
+    ]
+    return bind(eqn, zeros)[0]
+
+
+def _identity(eqn, golden, bounds):
+    return bounds[0]
+
+
+def _bilinear(eqn, golden, bounds):
+    """a b - a' b' is at most |a - a'| (|b| + |b - b'|) + |a| |b - b'|."""
+    (a, b), (da, db) = map(jnp.abs, golden), bounds
+    terms = []
+    if da is not None:
+        terms.append(bind(eqn, [da, b + _frozen(db)])[0])
+    if db is not None:
+        terms.append(bind(eqn, [a, db])[0])
+    return sum(terms[1:], terms[0])
+
+
+def _div(eqn, golden, bounds):
+    if bounds[1] is not None:
+        raise Unbounded(eqn.primitive.name)
+    return bounds[0] / jnp.abs(golden[1])
+
+
+def _max(eqn, golden, bounds):
+    """Either operand passes its difference, unless it stays below the other whatever happens."""
+    sign = 1.0 if eqn.primitive.name == "max" else -1.0
+    (a, b), (da, db) = (sign * value for value in golden), bounds
+    terms = []
+    if da is not None:
+        terms.append(jnp.where(a + _frozen(da) < b - _frozen(db), 0.0, da))
+    if db is not None:
+        terms.append(jnp.where(b + _frozen(db) < a - _frozen(da), 0.0, db))
+    return sum(terms[1:], terms[0])
+
+
+def _clamp(eqn, golden, bounds):
+    if bounds[0] is not None or bounds[2] is not None:
+        raise Unbounded(eqn.primitive.name)
+    low, x, high = golden
+    r = _frozen(bounds[1])
+    return jnp.where((x + r < low) | (x - r > high), 0.0, bounds[1])
+
+
+def _slope(steepest: Callable[[Any], Any]):
+    """A monotone function whose slope falls with |x|: at most its slope nearest to zero."""
+
+    def rule(eqn, golden, bounds):
+        nearest = jnp.maximum(jnp.abs(golden[0]) - _frozen(bounds[0]), 0.0)
+        return steepest(nearest) * bounds[0]
+
+    return rule
+
+
+def _select(eqn, golden, bounds):
+    if bounds[0] is not None:
+        raise Unbounded(eqn.primitive.name)
+    pairs = zip(golden[1:], bounds[1:], strict=True)
+    cases = [jnp.zeros_like(g) if d is None else d for g, d in pairs]
+    return bind(eqn, [golden[0], *cases])[0]
+
+
+def _window_max(eqn, golden, bounds):
+    """Per window, the sum over the elements that can be its maximum."""
+    p, x, d = eqn.params, golden[0], bounds[0]
+    if any(n != 1 for n in (*p["base_dilation"], *p["window_dilation"])):
+        raise Unbounded(eqn.primitive.name)
+    config = [(low, high, 0) for low, high in p["padding"]]
+    r = lax.stop_gradient(d)
+    floor = lax.pad(x - r, jnp.array(-jnp.inf, x.dtype), config)
+    reach = lax.pad(x + r, jnp.array(-jnp.inf, x.dtype), config)
+    moves = lax.pad(d, jnp.zeros((), d.dtype), config)
+    out = eqn.outvars[0].aval.shape
+
+    def windows(value):
+        for start in itertools.product(*map(range, p["window_dimensions"])):
+            strides = p["window_strides"]
+            limit = [a + (n - 1) * t + 1 for a, n, t in zip(start, out, strides, strict=True)]
+            yield lax.slice(value, start, limit, strides)
+
+    least = None
+    for value in windows(floor):
+        least = value if least is None else jnp.maximum(least, value)
+    total = jnp.zeros(out, d.dtype)
+    for top, move in zip(windows(reach), windows(moves), strict=True):
+        total = total + jnp.where(top < least, 0.0, move)
+    return total
+
+
+def _reduce_max(eqn, golden, bounds):
+    """The sum over the elements that can be the maximum."""
+    axes, x, d = eqn.params["axes"], golden[0], bounds[0]
+    r = lax.stop_gradient(d)
+    least = jnp.max(x - r, axis=axes, keepdims=True)
+    return jnp.sum(jnp.where(x + r < least, 0.0, d), axis=axes)
+
+
+RULES: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], Any]] = {
+    **dict.fromkeys("add sub add_any".split(), _sum),
+    **dict.fromkeys(
+        "broadcast_in_dim concatenate convert_element_type copy cumsum pad reduce_sum "
+        "reduce_window_sum reshape rev slice squeeze transpose".split(),
+        _same,
+    ),
+    **dict.fromkeys("abs neg name stop_gradient".split(), _identity),
+    **dict.fromkeys("mul dot_general conv_general_dilated".split(), _bilinear),
+    **dict.fromkeys("max min".split(), _max),
+    "div": _div,
+    "clamp": _clamp,
+    "select_n": _select,
+    "tanh": _slope(lambda x: 1 - jnp.tanh(x) ** 2),
+    "logistic": _slope(lambda x: jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))),
+    **dict.fromkeys(("erf", "erfc"), _slope(lambda x: 2 / math.sqrt(math.pi) * jnp.exp(-(x**2)))),
+    "reduce_max": _reduce_max,
+    "reduce_window_max": _window_max,
+}
+
+PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
+BILINEAR = PRODUCTS | {"mul"}
+# What leaves sums of the inputs: after the last other primitive the logits are affine.
+AFFINE = frozenset(
+    "add sub add_any neg broadcast_in_dim concatenate copy pad reduce_sum reduce_window_sum "
+    "reshape rev slice squeeze transpose mul div dot_general conv_general_dilated".split()
+)
+
+
+def propagate(program: Program, golden: dict, bound) -> Any:
+    """The bound of the output of `program` (a section) for a `bound` of its input.
+
+    Args:
+      golden: golden values by variable.
+
+    Raises:
+      Unbounded: a primitive without a rule meets a bound.
+    """
+    bounds = {program.x: bound}
+    for eqn, moved in _reached(program):
+        rule = RULES.get(eqn.primitive.name)
+        if rule is None:
+            raise Unbounded(eqn.primitive.name)
+        own = [bounds[a] if m else None for a, m in zip(eqn.invars, moved, strict=True)]
+        values = [golden[a] if _is_variable(a) else a.val for a in eqn.invars]
+        bounds[eqn.outvars[0]] = rule(eqn, values, own)
+    return bounds[program.out]
+
+
+def gates(program: Program) -> list[Any]:
+    """Values of the image that all later ones depend on alone, beside parameters, in order."""
+    image = dependents(program, program.x)
+    last_use = {
+        atom: number
+        for number, eqn in enumerate(program.eqns)
+        for atom in eqn.invars
+        if _is_variable(atom) and atom in image
+    }
+    found, live = [], {program.x}
+    for number, eqn in enumerate(program.eqns):
+        live.update(var for var in eqn.outvars if var in image)
+        live = {var for var in live if last_use.get(var, -1) > number}
+        if live == set(eqn.outvars):
+            found.append(eqn.outvars[0])
+    return found
+
+
+def cuts(program: Program) -> list[Any]:
+    """The gates to test at: the last before each stretch of products, where testing pays.
+
+    Differences at a cut can be bounded up to the logits, and enough work comes after it.
+    """
+    chosen = []
+    whole = flops(program.eqns)
+    for var in gates(program):
+        rest = section(program, var)
+        if flops(rest.eqns) >= WORTHWHILE * whole and bounded(rest):
+            if chosen and not _products(section(program, chosen[-1], var)):
+                chosen.pop()
+            chosen.append(var)
+    return chosen
+
+
+def _products(program: Program) -> bool:
+    return any(eqn.primitive.name in PRODUCTS for eqn in program.eqns)
+
+
+def bounded(program: Program) -> bool:
+    """Whether every primitive that meets what follows from the input has a rule."""
+    return all(eqn.primitive.name in RULES for eqn, _ in _reached(program))
+
+
+def _reached(program: Program) -> Iterator[tuple[Any, list[bool]]]:
+    """The equations that depend on the input, with which of their operands do."""
+    image = dependents(program, program.x)
+    for eqn in program.eqns:
+        moved = [_is_variable(atom) and atom in image for atom in eqn.invars]
+        if any(moved):
+            yield eqn, moved
+
+
+def features(program: Program) -> Any:
+    """The first gate that the logits are an affine function of; the logits if there is none."""
+    if _affine(program):
+        return program.x
+    return next((v for v in gates(program) if _affine(section(program, v))), program.out)
+
+
+def _affine(program: Program) -> bool:
+    for eqn, moved in _reached(program):
+        name = eqn.primitive.name
+        if name not in AFFINE or (name in BILINEAR and all(moved)) or (name == "div" and moved[1]):
+            return False
+    return True
+
+
+def _weights(program: Program, env: dict) -> tuple[Any, Any]:
+    """What each difference of the input costs, where logits are affine in it.
+
+    That is the most, over k, of d(top - k) / margin. Returns the weights, shaped as the input,
+    and False where a margin is within rounding.
+    """
+    var = program.x
+
+    def logits(value):
+        later = {var: value}
+        for eqn, _ in _reached(program):
+            values = [later.get(a, env.get(a)) if _is_variable(a) else a.val for a in eqn.invars]
+            later.update(zip(eqn.outvars, bind(eqn, values), strict=True))
+        return later[program.out][0]
+
+    golden, transpose = jax.vjp(logits, env[var])
+    (rows,) = jax.vmap(transpose)(jnp.eye(golden.size, dtype=golden.dtype))
+    top = jnp.argmax(golden)
+    allowance = TOLERANCE * jnp.finfo(golden.dtype).eps * jnp.maximum(1, jnp.abs(golden).max())
+    margin = golden[top] - golden - allowance
+    other = jnp.arange(golden.size) != top
+    share = jnp.where(other & (margin > 0), 1 / margin, 0.0)
+    moves = jnp.abs(rows[top] - rows) * share.reshape(-1, *[1] * (rows.ndim - 1))
+    return moves.max(axis=0), jnp.all(~other | (margin > 0))
+
+
+def bound_map(program: Program, env: dict, source, scale) -> Any:
+    """G of one image at the value `source`: sum(|d| * G) < 1 keeps top-1 if max|d| <= scale.
+
+    Args:
+      env: the golden run, by variable (`jfi.program.run`).
+    """
+    rest = section(program, source)
+    last = features(rest)
+    weights, certain = _weights(section(rest, last), env)
+
+    def cost(bound):
+        return jnp.sum(weights * propagate(section(rest, end=last), env, bound))
+
+    slopes = jax.grad(cost)(jnp.full_like(env[source], scale))
+    return jnp.where(certain, slopes, jnp.inf)
+
+
+def is_useful(maps) -> bool:
+    """Whether maps [S, b, ...] can certify a difference of the smallest scale in many places."""
+    cost = SCALES[0] * np.asarray(maps[0]).reshape(maps.shape[1], -1).mean(axis=1)
+    return bool(np.median(cost) < WIDE)
+
+
+def product(program: Program, leaf: int):
+    """The one product that uses a leaf, as it is; None where it is used otherwise."""
+    source = program.leaves[leaf]
+    uses = [eqn for eqn in program.eqns if source in eqn.invars]
+    if len(uses) != 1 or uses[0].primitive.name not in PRODUCTS:
+        return None
+    return uses[0] if bounded(section(program, uses[0].outvars[0])) else None
+
+
+def radii(program: Program, env: dict, product, leaf) -> Any:
+    """Certified radius of every word of a leaf for one image, shaped as the leaf.
+
+    A word that changes by less than its radius keeps the top-1 answer: |dw| moves the product's
+    output by |dw| times a shifted input, whose cost under the bound map is |dw| * (map correlated
+    with the absolute input), a value shaped like the weight's gradient.
+    """
+    (out,) = product.outvars
+    side = 0 if product.invars[0] is leaf else 1
+    other = jnp.abs(env[product.invars[1 - side]])
+    largest = other.max()
+
+    def spread(bound):
+        return bind(product, (bound, other) if side == 0 else (other, bound))[0]
+
+    _, transpose = jax.vjp(spread, env[leaf])
+
+    def radius(scale):
+        (cost,) = transpose(bound_map(program, env, out, scale))
+        fits = jnp.minimum(LIMIT / cost, scale / largest)
+        return jnp.where(jnp.isnan(cost), 0.0, fits)
+
+    return jax.vmap(radius)(jnp.asarray(SCALES, other.dtype)).max(axis=0)

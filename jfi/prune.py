@@ -1,0 +1,326 @@
+"""Critical or not, with as little inference as can be: pairs leave as soon as they are proven.
+
+A pair runs from its fault to the first cut of the program (`certify.cuts`) after it, and from
+cut to cut. At each it leaves if its difference from golden is certified to keep the top-1
+answer, or is zero; the others wait in a buffer on the device and go on together. A pair whose
+weight changes by less than the certified radius of that weight and image is not run at all.
+
+What is left unsaid is what the certificates do not tell: masked against non-critical.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jfi import bits, certify, outcomes
+from jfi.chunks import chunk_size, chunks, filled_up
+from jfi.program import Program, flops, nbytes, run, section
+from jfi.split import Split, image_bytes, prefix, split, suffix
+
+BUFFER = 64 << 20  # bytes of values that wait at one cut
+TRIAL = 8  # images on which it is tried what certificates are worth
+WORDS = 256  # words of a leaf on which it is tried
+
+
+class Cut(NamedTuple):
+    """Golden values at a cut, for b images: values [b, ...], and bound maps [S, b, ...] or None."""
+
+    values: Any
+    maps: Any
+
+
+class Block(NamedTuple):
+    """What pruning needs of b images, on the device: cuts, golden logits [b, C], labels [b]."""
+
+    cuts: list[Cut]
+    logits: Any
+    labels: Any
+
+
+class Pruner:
+    """The stretches of a program between its cuts, compiled; shared by all sites.
+
+    Args:
+      program, leaves: the network.
+      images: [B, ...] as the network takes them; the first few are tried.
+    """
+
+    def __init__(self, program: Program, leaves: Sequence[Any], images: np.ndarray):
+        self.program, self.leaves = program, leaves
+        self.cuts = certify.cuts(program)
+        ends = [*self.cuts[1:], None]
+        stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
+        self.chunks = [chunk_size(_live(stretch)) for stretch in stretches]
+        self._advance = [jax.jit(partial(_advance, s), donate_argnums=(0,)) for s in stretches[:-1]]
+        self._finish = jax.jit(partial(_finish, stretches[-1])) if stretches else None
+        self._values = jax.jit(partial(_values, program, self.cuts))
+        self._maps = [jax.jit(partial(_maps, program, cut)) for cut in self.cuts]
+        self.useful = self._try(images[:TRIAL])
+
+    def _try(self, images) -> list[bool]:
+        """Which maps certify anything: those from some cut on, bounds grow with the distance."""
+        useful = [False] * len(self.cuts)
+        for number in reversed(range(len(self.cuts))):
+            if not certify.is_useful(self._maps[number](self.leaves, images)):
+                break
+            useful[number] = True
+        return useful
+
+    def image_bytes(self) -> int:
+        """Bytes that `load` keeps for one image."""
+        copies = [1 + useful * len(certify.SCALES) for useful in self.useful]
+        sizes = [nbytes(cut.aval) for cut in self.cuts]
+        return sum(n * size for n, size in zip(copies, sizes, strict=True))
+
+    def load(self, images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Block:
+        """Golden values and maps of b images."""
+        values = self._values(self.leaves, images)
+        maps = [
+            maps(self.leaves, images) if useful else None
+            for maps, useful in zip(self._maps, self.useful, strict=True)
+        ]
+        cuts = [Cut(*pair) for pair in zip(values, maps, strict=True)]
+        return Block(cuts, jax.device_put(logits), jax.device_put(labels))
+
+    def first_cut(self, leaf: int) -> int:
+        """Number of the first cut after the last use of a leaf; as many as there are if none."""
+        source = self.program.leaves[leaf]
+        for number, cut in enumerate(self.cuts):
+            if not any(source in eqn.invars for eqn in section(self.program, cut).eqns):
+                return number
+        return len(self.cuts)
+
+
+class Line:
+    """Pairs on their way through the stretches, for one block of images.
+
+    `put` adds the values of a chunk of pairs at a cut; `drain` brings all to an end and hands
+    each pair that came as far as the logits to `arrive(pair, codes)`.
+    """
+
+    def __init__(self, pruner: Pruner, block: Block, arrive: Callable[[Any, Any], None]):
+        self.pruner, self.block, self.arrive = pruner, block, arrive
+        self.waiting: list[list[tuple[int, Any, np.ndarray, np.ndarray]]] = [
+            [] for _ in pruner.cuts
+        ]
+        self.buffers: list[Any] = [None] * len(pruner.cuts)
+        self.filled = [0] * len(pruner.cuts)
+
+    def put(
+        self, cut: int, step: Callable[[Any, int, Cut], tuple[Any, Any]], size: int, pair, image
+    ):
+        """Run `step(buffer, offset, cut) -> (buffer, proven [size])`, for P <= size pairs."""
+        if self.buffers[cut] is None:
+            self.buffers[cut] = self._empty(cut)
+        if self.filled[cut] + size > len(self.buffers[cut]):
+            self._drain_one(cut)
+        offset = self.filled[cut]
+        self.buffers[cut], proven = step(self.buffers[cut], offset, self.block.cuts[cut])
+        self.waiting[cut].append((offset, proven, pair, image))
+        self.filled[cut] += size
+
+    def drain(self) -> None:
+        """Run every waiting pair to its end."""
+        for cut in range(len(self.waiting)):
+            self._drain_one(cut)
+
+    def _drain_one(self, cut: int) -> None:
+        row, pair, image = self._survivors(cut)
+        last = cut == len(self.waiting) - 1
+        size = self.pruner.chunks[cut]
+        for part in chunks(row.size, size):
+            (self._end if last else self._on)(cut, row[part], pair[part], image[part])
+        self.waiting[cut], self.filled[cut] = [], 0
+
+    def _survivors(self, cut: int) -> tuple[np.ndarray, ...]:
+        """Rows of the buffer whose pairs are not proven, and these pairs."""
+        found = [[np.empty(0, np.int32)] * 3]
+        for offset, proven, pair, image in self.waiting[cut]:
+            left = np.flatnonzero(~np.asarray(proven)[: pair.size])
+            found.append([(offset + left).astype(np.int32), pair[left], image[left]])
+        return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
+    def _on(self, cut: int, row, pair, image) -> None:
+        size, source = self.pruner.chunks[cut], self.buffers[cut]
+        row, number = filled_up(row, size), filled_up(image, size)
+
+        def step(buffer, offset, golden):
+            advance = self.pruner._advance[cut]
+            return advance(buffer, offset, self.pruner.leaves, source, row, number, golden)
+
+        self.put(cut + 1, step, size, pair, image)
+
+    def _end(self, cut: int, row, pair, image) -> None:
+        size = self.pruner.chunks[cut]
+        codes = self.pruner._finish(
+            self.pruner.leaves, self.buffers[cut], filled_up(row, size), filled_up(image, size),
+            self.block.logits, self.block.labels,
+        )  # fmt: skip
+        self.arrive(pair, codes)
+
+    def _empty(self, cut: int):
+        aval = self.pruner.cuts[cut].aval
+        most = max(self.pruner.chunks) * 2
+        rows = max(most, BUFFER // nbytes(aval))
+        return jnp.zeros((rows, *aval.shape), aval.dtype)
+
+
+class SiteStart:
+    """The program of one site up to the first cut after it, and its certified radii.
+
+    Where no cut comes after the site, its pairs run to the logits at once.
+    """
+
+    def __init__(self, pruner: Pruner, leaf: int, images: np.ndarray):
+        self.pruner = pruner
+        self.cut = pruner.first_cut(leaf)
+        end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
+        self.parts = split(section(pruner.program, end=end), leaf)
+        self.chunk = chunk_size(self.parts.live)
+        self._prefix = jax.jit(partial(prefix, self.parts))
+        self._start = jax.jit(partial(_start, self.parts), donate_argnums=(0,))
+        self._whole = jax.jit(partial(_whole, self.parts))
+        self._trial = images[:TRIAL]
+        self._product = certify.product(pruner.program, leaf)
+        self._radii = jax.jit(partial(_radii, pruner.program, self._product, leaf))
+
+    def image_bytes(self) -> int:
+        """Bytes that `load` and `radii` keep for one image."""
+        return image_bytes(self.parts) + nbytes(self.pruner.program.leaves[self.parts.leaf].aval)
+
+    def radii(self, images: np.ndarray, faults: int) -> np.ndarray | None:
+        """Certified radii [b, words] of every word for each image; None where not worth it.
+
+        They are where the runs they save of so many faults an image cost more than they do: a
+        pass forth and back through the rest of the program for every scale.
+        """
+        saved = faults * self.parts.flops
+        if self._product is None or saved < self._cost or saved * self._share < self._cost:
+            return None
+        return self._compute(images)
+
+    def _compute(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._radii(self.pruner.leaves, images)).reshape(len(images), -1)
+
+    @cached_property
+    def _cost(self) -> int:
+        """Operations that the radii of one image take."""
+        rest = section(self.pruner.program, self._product.outvars[0])
+        return 2 * len(certify.SCALES) * flops(rest.eqns)
+
+    @cached_property
+    def _share(self) -> float:
+        """Share of all single-bit flips of some of the words that the radii certify."""
+        words = np.asarray(self.pruner.leaves[self.parts.leaf]).ravel()
+        some = np.linspace(0, words.size - 1, min(WORDS, words.size)).astype(int)
+        golden = words[some][:, None]
+        flipped = bits.faulty(golden, np.arange(bits.width(words.dtype)), bits.FLIP)
+        with np.errstate(invalid="ignore", over="ignore"):
+            moved = np.abs(flipped.astype(np.float64) - golden.astype(np.float64))
+        return float((moved < self._compute(self._trial)[:, some, None]).mean())
+
+    def load(self, images: np.ndarray) -> tuple[Any, Any]:
+        """Constants and residuals of the images."""
+        return self._prefix(self.pruner.leaves, images)
+
+    def run(self, line: Line, golden: tuple[Any, Any], at, value, pair, image) -> None:
+        """Send P pairs on their way: word `at` [P, rank] set to `value` [P], on `image` [P]."""
+        for part in chunks(pair.size, self.chunk):
+            full = [filled_up(column[part], self.chunk) for column in (image, at, value)]
+            if self.cut < len(self.pruner.cuts):
+                step = partial(self._step, golden, full)
+                line.put(self.cut, step, self.chunk, pair[part], image[part])
+            else:
+                block = line.block
+                line.arrive(pair[part], self._whole(*golden, *full, block.logits, block.labels))
+
+    def _step(self, golden, full, buffer, offset, cut: Cut):
+        return self._start(buffer, offset, *golden, *full, cut)
+
+
+def _live(program: Program) -> int:
+    return max(nbytes(var.aval) for eqn in program.eqns for var in eqn.outvars)
+
+
+def _values(program: Program, cuts: Sequence[Any], leaves, images) -> list[Any]:
+    """Golden values [b, ...] at the cuts."""
+
+    def one(image):
+        env = run(program, leaves, image[None])
+        return [env[cut] for cut in cuts]
+
+    return jax.vmap(one)(images)
+
+
+def _maps(program: Program, cut, leaves, images):
+    """Bound maps [S, b, ...] at a cut, one for every scale."""
+
+    def one(image):
+        env = run(program, leaves, image[None])
+        scales = jnp.asarray(certify.SCALES, env[cut].dtype)
+        return jax.vmap(lambda scale: certify.bound_map(program, env, cut, scale))(scales)
+
+    return jax.vmap(one, out_axes=1)(images)
+
+
+def _radii(program: Program, product, leaf: int, leaves, images):
+    """Certified radii [b, *leaf.shape] (`certify.radii`)."""
+
+    def one(image):
+        env = run(program, leaves, image[None])
+        return certify.radii(program, env, product, program.leaves[leaf])
+
+    return jax.vmap(one)(images)
+
+
+def _start(parts: Split, buffer, offset, constants, residuals, image, at, value, cut: Cut):
+    """A chunk of pairs from the fault to the first cut."""
+    values = jax.vmap(
+        lambda image, at, value: suffix(parts, constants, residuals, image, list(at), value)
+    )(image, at, value)
+    return _store(buffer, offset, values), proven(values, cut, image)
+
+
+def _whole(parts: Split, constants, residuals, image, at, value, golden, labels):
+    """A chunk of pairs from the fault to their outcome codes, where no cut comes between."""
+    logits = jax.vmap(
+        lambda image, at, value: suffix(parts, constants, residuals, image, list(at), value)[0]
+    )(image, at, value)
+    return outcomes.classify(golden[image], logits, labels[image])
+
+
+def _advance(stretch: Program, buffer, offset, leaves, source, row, image, cut: Cut):
+    """A chunk of pairs from one cut to the next."""
+    values = jax.vmap(lambda value: run(stretch, leaves, value)[stretch.out])(source[row])
+    return _store(buffer, offset, values), proven(values, cut, image)
+
+
+def _finish(stretch: Program, leaves, source, row, image, golden, labels):
+    """A chunk of pairs from the last cut to their outcome codes."""
+    logits = jax.vmap(lambda value: run(stretch, leaves, value)[stretch.out][0])(source[row])
+    return outcomes.classify(golden[image], logits, labels[image])
+
+
+def _store(buffer, offset, values):
+    return lax.dynamic_update_slice(buffer, values, (offset, *[0] * (values.ndim - 1)))
+
+
+def proven(values, cut: Cut, image):
+    """bool [P]: the difference of `values` [P, ...] from golden is certified to keep top-1."""
+    golden = cut.values[image]
+    # Not by the largest difference: a maximum may lose a NaN on some devices.
+    same = jnp.all((values == golden).reshape(len(values), -1), axis=1)
+    if cut.maps is None:
+        return same
+    moved = jnp.abs(values - golden).reshape(len(values), -1)
+    most = moved.max(axis=1)
+    scales = jnp.asarray(certify.SCALES, moved.dtype)
+    fit = jnp.minimum(jnp.sum(most[:, None] > scales, axis=1), scales.size - 1)
+    cost = jnp.sum(moved * cut.maps[fit, image].reshape(moved.shape), axis=1)
+    # A NaN, an infinity and a difference beyond the largest scale all fail these tests.
+    return same | ((most <= scales[-1]) & (cost < certify.LIMIT))

@@ -1,0 +1,169 @@
+"""Certificates: sound on random networks, in float32 as it runs, and worth having."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jfi
+from jfi import bits, certify, verify
+from jfi.program import run, section, trace
+
+RNG = np.random.default_rng(0)
+
+
+ACTS = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "tanh": nn.tanh,
+    "sigmoid": nn.sigmoid,
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+}
+
+
+class Residual(nn.Module):
+    """Three cuts: every kind of layer that has a bound, in a residual network."""
+
+    pool: str = "max"
+    act: str = "relu"
+
+    @nn.compact
+    def __call__(self, x):
+        act = ACTS[self.act]
+        x = act(nn.BatchNorm(use_running_average=True)(nn.Conv(6, (3, 3))(x)))
+        y = act(nn.Conv(6, (3, 3))(x))
+        x = act(x + nn.Conv(6, (3, 3), use_bias=False)(y))
+        pool = nn.max_pool if self.pool == "max" else nn.avg_pool
+        x = pool(x, (2, 2), (2, 2))
+        z = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (1, 1)))
+        x = act(nn.Conv(8, (3, 3), strides=2)(x) + z)
+        one = x.max((1, 2)) if self.pool == "max" else x.mean((1, 2))
+        flat = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
+        x = jnp.concatenate([one, flat], axis=1)
+        return nn.Dense(4)(act(nn.Dense(16)(x)))
+
+
+def make(seed=0, size=8, **options):
+    net = Residual(**options)
+    images = np.random.default_rng(seed).normal(size=(6, size, size, 2)).astype(np.float32)
+    variables = net.init(jax.random.key(seed), images[:1])
+    return jfi.network(net.apply, variables, images[0]), images
+
+
+def test_cuts_are_gates_before_products():
+    network, _ = make()
+    program = network.program
+    cuts = certify.cuts(program)
+    assert [cut.aval.shape for cut in cuts] == [(1, 8, 8, 6), (1, 4, 4, 6)]
+    for cut in cuts:
+        rest = section(program, cut)
+        # Nothing but the cut and parameters is left to depend on: it runs without the image.
+        assert all(program.x not in eqn.invars for eqn in rest.eqns)
+
+
+def test_a_primitive_without_a_bound_ends_the_cuts():
+    def apply(w, x):
+        y = jnp.tanh(x.reshape(1, -1) @ w[0])
+        return jnp.sort(jnp.tanh(y @ w[1])) @ w[2]
+
+    w = [RNG.normal(size=shape).astype(np.float32) for shape in ((32, 40), (40, 40), (40, 3))]
+    program = trace(apply, w, jax.ShapeDtypeStruct((4, 4, 2), np.float32))
+    for cut in certify.cuts(program):
+        assert all(eqn.primitive.name != "sort" for eqn in section(program, cut).eqns)
+    with pytest.raises(certify.Unbounded, match="sort"):
+        env = run(program, w, jnp.ones((1, 4, 4, 2)))
+        certify.bound_map(program, env, program.eqns[2].outvars[0], 0.1)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.integers(0, 9),
+    st.sampled_from(sorted(ACTS)),
+    st.sampled_from(["max", "avg"]),
+    st.sampled_from([1e-4, 1e-2, 0.3]),
+    st.booleans(),
+)
+def test_a_certified_difference_keeps_top_1(seed, act, pool, scale, spiky):
+    """Differences scaled to just below what the map certifies, in the directions that hurt."""
+    network, images = make(seed, act=act, pool=pool)
+    program, leaves = network.program, network.leaves
+    env = run(program, leaves, images[:1])
+    rng = np.random.default_rng(seed)
+    for cut in certify.cuts(program):
+        slopes = np.asarray(certify.bound_map(program, env, cut, scale))
+        if not np.isfinite(slopes).all():
+            continue  # an uncertain image: nothing is certified
+        d = rng.choice([-1.0, 1.0], slopes.shape) * (
+            rng.random(slopes.shape) < (0.05 if spiky else 1)
+        )
+        d *= scale
+        cost = np.sum(np.abs(d) * slopes)
+        d = d * min(1.0, 0.98 / max(cost, 1e-30))
+        later = run(section(program, cut), leaves, env[cut] + d.astype(np.float32))
+        assert later[program.out].argmax() == env[program.out].argmax()
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 9), st.sampled_from(sorted(ACTS)))
+def test_a_change_below_its_radius_keeps_top_1(seed, act):
+    """Every kernel, every image: the word with the largest radius moved by just less."""
+    network, images = make(seed, act=act)
+    program = network.program
+    env = run(program, network.leaves, images[:1])
+    for site in jfi.select(network):
+        leaf = network.positions[site.name]
+        product = certify.product(program, leaf)
+        radii = np.asarray(certify.radii(program, env, product, program.leaves[leaf]))
+        assert radii.shape == site.shape
+        word = np.unravel_index(np.argmax(np.where(np.isfinite(radii), radii, 0)), radii.shape)
+        for sign in (-1, 1):
+            leaves = [np.array(x) for x in network.leaves]
+            leaves[leaf][word] += sign * 0.99 * radii[word]
+            moved = run(program, leaves, images[:1])[program.out]
+            assert moved.argmax() == env[program.out].argmax()
+
+
+@pytest.mark.parametrize("act", ["relu", "silu"])
+def test_certified_pairs_agree_with_naive_reruns(act):
+    """In the engine, every bit: certificates hold in float32, and are no small part."""
+    network, images = make(3, act=act)
+    labels = np.zeros(len(images), int)
+    runner = jfi.Engine(network, images, labels, jfi.select(network))
+    space = jfi.FaultSpace(runner.sites, (bits.FLIP,))
+    faults = space.decode(np.random.default_rng(0).integers(0, space.size, 1500))
+    image = np.random.default_rng(1).integers(0, len(images), 1500)
+    found = verify.verify(runner, faults, image, "critical")
+    assert found.disagreements == 0, found.worst
+    assert found.certified > 500
+
+
+def test_verify_finds_a_wrong_certificate(monkeypatch):
+    """Certifying too much shows as disagreements."""
+    network, images = make(3)
+    runner = jfi.Engine(network, images, np.zeros(len(images), int), jfi.select(network))
+    space = jfi.FaultSpace(runner.sites, (bits.FLIP,), bits=(30,))
+    faults = space.decode(np.arange(0, space.size, 7))
+    image = np.arange(faults.site.size) % len(images)
+    honest = certify.radii
+    monkeypatch.setattr(certify, "radii", lambda *a: honest(*a) + jnp.inf)
+    assert verify.verify(runner, faults, image, "critical").disagreements > 0
+
+
+def test_images_within_rounding_of_a_tie_are_never_certified():
+    def apply(w, x):
+        return jax.nn.relu(x.reshape(len(x), -1) @ w["a"]) @ w["b"]
+
+    w = {"a": np.eye(4, dtype=np.float32), "b": np.eye(4, dtype=np.float32)[:, :2]}
+    program = trace(apply, w, jax.ShapeDtypeStruct((4,), np.float32))
+    for gap, certain in ((1e-6, False), (0.5, True)):
+        x = jnp.array([[1.0, 1.0 + gap, 0.3, 0.3]])
+        env = run(program, [w["a"], w["b"]], x)
+        slopes = np.asarray(certify.bound_map(program, env, program.x, 0.1))
+        assert np.isfinite(slopes).all() == certain
+    # By hand: d0 and d1 both count against the margin less the allowance, the others do not.
+    allowance = certify.TOLERANCE * np.finfo(np.float32).eps * 1.5
+    np.testing.assert_allclose(slopes, [[1 / (0.5 - allowance)] * 2 + [0, 0]], rtol=1e-6)
