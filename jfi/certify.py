@@ -29,7 +29,7 @@ from jax.extend import core
 
 from jfi.program import Program, bind, dependents, flops, section
 
-SCALES = tuple(10.0**-k for k in range(6, -1, -1))
+SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
 TOLERANCE = 2.0**10  # epsilons of the largest logit: float rounding between compiled programs
 LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
 WIDE = 1e-3  # a map is of use if the smallest scale costs less than this in a place, on average

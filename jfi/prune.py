@@ -24,6 +24,7 @@ from jfi.split import Split, image_bytes, prefix, split, suffix
 
 BUFFER = 64 << 20  # bytes of values that wait at one cut
 TRIAL = 8  # images on which it is tried what certificates are worth
+MOVE = 40  # operations in the time that a byte of the largest value takes on its way
 WORDS = 256  # words of a leaf on which it is tried
 
 
@@ -199,7 +200,7 @@ class SiteStart:
         They are where the runs they save of so many faults an image cost more than they do: a
         pass forth and back through the rest of the program for every scale.
         """
-        saved = faults * self.parts.flops
+        saved = faults * (self.parts.flops + MOVE * self.parts.live)
         if self._product is None or saved < self._cost or saved * self._share < self._cost:
             return None
         return self._compute(images)
