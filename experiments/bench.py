@@ -18,8 +18,9 @@ decided on one image. Rows take turns, round by round, in blocks of whole random
 and finding the best batch size come before and are not timed. Reported are medians over rounds
 with the lowest and the highest, and ratios taken within rounds. This engine knows half of all
 stuck-at faults without running them; peers are shown as they are and, `with_skipping`, as if they
-knew it too. Before timing, every row decides the same exponent flips: `agree` tells how many as
-the full measure does.
+knew it too. `cores` are those busy on average; `exhaustive_hours` is how long every stuck-at fault
+on 10,000 images would take. Before timing, every row decides the same exponent flips: `agree` tells
+how many as the full measure does.
 
 PyTorch rows need PyTorch; PyTorchFI's need `pip install pytorchfi==0.6.0 --no-deps` (its weight
 injection imports nothing but torch). Rows that can't be had are left out, saying so.
@@ -38,7 +39,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,45 +51,24 @@ from absl import flags
 
 import jfi
 import nets
-from experiments import cli, costs, data, machine, target
+from experiments import cli, costs, data, machine, target, turns
+from experiments.turns import Paced, Row, Turn, block, fastest, ratio, take_turns
 from jfi import bits
-from jfi.engine import MEASURES, Engine, take
+from jfi.engine import MEASURES, Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
 
 MEBIBYTE = 1 << 20
 
 LISTED = 1 << 18  # faults in the list, taken from its start again when it is through
-SWEEP_SECONDS = 1.0  # for each setting of a row
 ENGINE_BLOCK = 5  # times longer blocks: a campaign stays at a site for long, a block should too
 ENGINE_STEP = 256
 BATCHES = (32, 4096)  # smallest and largest batch tried
 VMAP_IMAGES, VMAP_FAULTS = 32, (2, 8, 32)
 CHECKED = 16  # flips that every row decides before timing
 CHECKED_BITS = (30, 29, 27, 26, 25, 24, 23, 31)  # of float32: often critical, sometimes not
+PROJECTED = 10_000  # images of the exhaustive campaign whose hours are given
 SKIPPING = 2  # of stuck-at-0 and stuck-at-1, one leaves the bit as it is
-
-
-class Row(NamedTuple):
-    """One way to do the work.
-
-    run: decides F faults on `images` images: bool [F], critical for at least one of them. Where
-      there is nothing to decide, it runs the network over the images F times: None.
-    step: faults are given in multiples of it.
-    """
-
-    run: Callable[[Faults], np.ndarray | None]
-    images: int
-    settings: Mapping[str, Any]
-    step: int = 1
-
-
-class Paced(NamedTuple):
-    """A row at its best settings, and how many faults make a block of the wanted length."""
-
-    row: Row
-    faults: int
-    rate: float  # verdicts/s while pacing
 
 
 class Workbench(NamedTuple):
@@ -101,19 +81,6 @@ class Workbench(NamedTuple):
 
 class LeftOut(Exception):
     """A row can't be had here; the message says why."""
-
-
-# --- The faults
-
-
-def draw(space: FaultSpace, seed: int, n: int = LISTED) -> Faults:
-    """n faults drawn uniformly, with replacement, in random order."""
-    return space.decode(np.random.default_rng(seed).integers(0, space.size, n))
-
-
-def block(faults: Faults, start: int, n: int) -> Faults:
-    """n faults from number `start` on; after the last comes the first."""
-    return take(faults, np.arange(start, start + n) % faults.site.size)
 
 
 def checked_flips(bench: Workbench) -> Faults:
@@ -142,14 +109,11 @@ def golden_rows(bench: Workbench) -> list[Row]:
         for _ in range(faults.site.size):
             jax.block_until_ready([forward(network.params, part) for part in parts])
 
-    return [
-        Row(
-            partial(run, jax.device_put(np.split(images, len(images) // b))),
-            len(images),
-            {"batch": b},
-        )
-        for b in batches(len(images))
-    ]
+    def row(batch):
+        parts = jax.device_put(np.split(images, len(images) // batch))
+        return Row(partial(run, parts), len(images), {"batch": batch})
+
+    return [row(batch) for batch in batches(len(images))]
 
 
 def vmap_rows(bench: Workbench) -> list[Row]:
@@ -198,16 +162,14 @@ def engine_rows(measure: str, bench: Workbench) -> list[Row]:
 
 def peer_rows(job: str, compiled: bool, bench: Workbench) -> list[Row]:
     """A job of `experiments.peers` at every batch size, and eager in every layout."""
-    peers = _peers()
-    layouts = ("channels_last",) if compiled else tuple(peers.LAYOUTS)
-    images = len(bench.engine.images)
-    rows = []
-    for layout in layouts:
-        for batch in batches(images):
-            settings = {"batch": batch, "layout": layout}
-            peer = peers.peer(bench.net, bench.engine, **settings, compiled=compiled)
-            rows.append(Row(partial(getattr(peers, job), peer), images, settings))
-    return rows
+    peers, images = _peers(), len(bench.engine.images)
+
+    def row(**settings):
+        peer = peers.peer(bench.net, bench.engine, **settings, compiled=compiled)
+        return Row(partial(getattr(peers, job), peer), images, settings)
+
+    layouts = ("channels_last",) if compiled else peers.LAYOUTS
+    return [row(batch=b, layout=layout) for layout in layouts for b in batches(images)]
 
 
 def _peers():
@@ -251,66 +213,12 @@ RATIOS = {
 }  # fmt: skip
 
 
-# --- Timing
-
-
-def seconds_of(row: Row, faults: Faults) -> float:
-    """Seconds that a row takes for some faults."""
-    started = time.perf_counter()
-    row.run(faults)
-    return time.perf_counter() - started
-
-
-def pace(row: Row, faults: Faults, seconds: float, n: int = 1) -> Paced:
-    """How many faults take a row about `seconds`, tried from n on."""
-    n = _multiple(n, row.step)
-    while (spent := seconds_of(row, block(faults, 0, n))) < seconds / 2:
-        n = _multiple(n * min(max(seconds / spent, 2), 8), row.step)
-    return Paced(row, _multiple(n * seconds / spent, row.step), n * row.images / spent)
-
-
-def _multiple(n: float, step: int) -> int:
-    return max(1, round(n / step)) * step
-
-
-def fastest(rows: list[Row], faults: Faults, seconds: float) -> Paced:
-    """The row at its best settings, paced."""
-    for row in rows:
-        row.run(block(faults, 0, row.step))  # compiles
-    tried = [pace(row, faults, min(seconds, SWEEP_SECONDS)) for row in rows]
-    best = max(tried, key=lambda paced: paced.rate)
-    return pace(best.row, faults, seconds, best.faults * seconds / min(seconds, SWEEP_SECONDS))
-
-
-def take_turns(paced: Mapping[str, Paced], faults: Faults, rounds: int) -> dict[str, list[float]]:
-    """Rates by row, one a round; every other round in reverse order, against drift."""
-    rates = {name: [] for name in paced}
-    for number in range(rounds):
-        for name in list(paced)[:: (-1) ** number]:
-            row, n, _ = paced[name]
-            spent = seconds_of(row, block(faults, number * n, n))
-            rates[name].append(n * row.images / spent)
-            _tell(f"round {number + 1}: {name} {rates[name][-1]:,.0f}/s")
-    return rates
-
-
-def ratio(rates: Mapping[str, list[float]], row: str, granted: float, others) -> float | None:
-    """Median over rounds of a row's rate to `granted` times the best other's; None if it lacks."""
-    there = [name for name in others if name in rates]
-    if row not in rates or not there:
-        return None
-    best = max(there, key=lambda name: statistics.median(rates[name]))
-    return statistics.median(
-        ours / (granted * theirs) for ours, theirs in zip(rates[row], rates[best], strict=True)
-    )
-
-
 # --- The benchmark
 
 
 def benchmark(bench: Workbench, names: list[str], seconds: float, rounds: int) -> dict:
     """Rates of the named rows and their ratios."""
-    paced, left_out, agree = {}, {}, {}
+    paced, agree, left_out = {}, {}, {}
     reference = bench.engine.run(checked_flips(bench)).first_critical
     for name in names:
         length = seconds * (ENGINE_BLOCK if name in MEASURES else 1)
@@ -322,9 +230,10 @@ def benchmark(bench: Workbench, names: list[str], seconds: float, rounds: int) -
             continue
         agree[name] = agreement(bench, paced[name].row, reference)
         _tell(f"{name}: blocks of {paced[name].faults:,} faults, {dict(paced[name].row.settings)}")
-    rates = take_turns(paced, bench.faults, rounds)
+    taken = take_turns(paced, bench.faults, rounds, _tell)
+    rates = {name: [turn.rate for turn in taken[name]] for name in taken}
     return {
-        "rows": [_row(name, paced[name], rates[name], agree[name]) for name in paced],
+        "rows": [_row(bench, name, paced[name], taken[name], agree[name]) for name in paced],
         "left_out": left_out,
         "ratios": {name: ratio(rates, *of) for name, of in RATIOS.items()},
     }
@@ -339,7 +248,8 @@ def agreement(bench: Workbench, row: Row, reference: np.ndarray) -> str | None:
     return f"{np.count_nonzero(found == wanted)}/{CHECKED}"
 
 
-def _row(name: str, paced: Paced, rates: list[float], agree: str | None) -> dict:
+def _row(bench: Workbench, name: str, paced: Paced, taken: list[Turn], agree: str | None) -> dict:
+    rates, cores = ([*column] for column in zip(*taken, strict=True))
     median = statistics.median(rates)
     found = {
         "name": name,
@@ -348,15 +258,22 @@ def _row(name: str, paced: Paced, rates: list[float], agree: str | None) -> dict
         "low": min(rates),
         "high": max(rates),
         "rates": rates,
+        "cores": statistics.median(cores),
         "faults_a_block": paced.faults,
         "images": paced.row.images,
         **paced.row.settings,
     }
     if name not in GOLDEN:
-        found["agree"] = agree
-        known = name in MEASURES
-        found["with_skipping"] = median if known else SKIPPING * median
+        skipping = median if name in MEASURES else SKIPPING * median
+        found |= {"agree": agree, "with_skipping": skipping}
+    if name in MEASURES:
+        found["exhaustive_hours"] = exhaustive(bench.engine) * PROJECTED / median / 3600
     return found
+
+
+def exhaustive(runner: Engine) -> int:
+    """Stuck-at faults in all sites."""
+    return sum(2 * site.width * site.words for site in runner.sites)
 
 
 # --- What the allocator is worth
@@ -455,7 +372,7 @@ def _measure() -> tuple[str, dict]:
     network = target.load_network(net, target.weights_path(net, dataset.name))
     images, labels = target.workload(net, dataset, None if args.growth else _images(dataset))
     sites = jfi.select(network)
-    faults = draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed)
+    faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
 
     def build(images, labels):
         return Engine(network, images, labels, sites, memory=args.memory * MEBIBYTE)

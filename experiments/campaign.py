@@ -92,6 +92,8 @@ def truth_of(workdir: str, here: dict) -> dict[str, float]:
 def main() -> int | None:
     """Run the campaign that the flags ask for."""
     args = flags.FLAGS
+    if args.keep_bits and args.measure == "detect":
+        raise InputError("keep_bits needs the measure critical or full; detect tells no images")
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
     images, labels = target.workload(net, dataset, args.images)

@@ -30,7 +30,7 @@ PROFILED = 2048  # faults of the sample that is run and recorded as a whole
 FAULTS = (1_000, 10_000, 100_000)  # at the fewest images
 IMAGES = (64, 128, 256, 512, 932)  # at the fewest faults
 PATIENCE = 20  # seconds: after a row that took longer, no larger one is tried
-WARM = 8  # faults a site run before, to compile
+WARM = 2  # faults a site run before, to compile: their flips get through to the logits
 
 
 def at_every_site(runner: Engine, n: int) -> Faults:

@@ -77,6 +77,8 @@ BAD = {
     "--net=resnet20 --weights=lenet.safetensors": "",
     "--sampler=all": "--sampler=all",
     "--fault_model=stuck": "--fault_model=stuck",
+    "--measure=most": "--measure=most",
+    "--measure=detect --keep_bits": "keep_bits needs the measure critical or full",
     "--sites=conv": "sites 'conv' matches no site in full; the sites are conv1/kernel",
     "--sites=conv(": "sites 'conv(' is not a regular expression",
     "--error_margin=0": "error_margin 0.0 is not between 0 and 1",

@@ -11,7 +11,7 @@ import torch
 
 import jfi
 import nets
-from experiments import bench, costs, machine, peers, target
+from experiments import bench, costs, machine, peers, target, turns
 from jfi import verify
 from jfi.engine import Engine
 from jfi.errors import InputError
@@ -33,7 +33,7 @@ def workbench(net: nets.Net, images: int, every: int = 1) -> bench.Workbench:
     x = np.random.default_rng(0).standard_normal((images, *net.input_shape), np.float32)
     sites = jfi.select(network)[::every]
     runner = Engine(network, x, np.zeros(images, int), sites)
-    return bench.Workbench(net, runner, bench.draw(FaultSpace(sites, (0, 1)), 0, 1000))
+    return bench.Workbench(net, runner, turns.draw(FaultSpace(sites, (0, 1)), 0, 1000))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def resnet() -> bench.Workbench:
 def clock(monkeypatch):
     """A clock that stands still until it is told to go on: clock(seconds)."""
     now = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now[0])
 
     def go_on(seconds: float) -> None:
         now[0] += seconds
@@ -64,9 +64,9 @@ def clock(monkeypatch):
 def test_faults_are_drawn_uniformly_and_seeded():
     sites = [jfi.Site("a", (3, 5), np.dtype("f4")), jfi.Site("b", (45,), np.dtype("f4"))]
     space = FaultSpace(sites, (0, 1))
-    drawn, again = bench.draw(space, 1, 4000), bench.draw(space, 1, 4000)
+    drawn, again = turns.draw(space, 1, 4000), turns.draw(space, 1, 4000)
     assert all(np.array_equal(a, b) for a, b in zip(drawn, again, strict=True))
-    assert not np.array_equal(drawn.index, bench.draw(space, 2, 4000).index)
+    assert not np.array_equal(drawn.index, turns.draw(space, 2, 4000).index)
     # A binomial of 4,000 with p = 3/4 and 1/2: five standard deviations.
     assert abs(drawn.site.sum() - 3000) < 137
     assert abs(drawn.polarity.sum() - 2000) < 158
@@ -75,7 +75,7 @@ def test_faults_are_drawn_uniformly_and_seeded():
 
 
 def test_after_the_last_fault_comes_the_first():
-    assert bench.block(faults_of(5), 4, 7).index.tolist() == [4, 0, 1, 2, 3, 4, 0]
+    assert turns.block(faults_of(5), 4, 7).index.tolist() == [4, 0, 1, 2, 3, 4, 0]
 
 
 @pytest.mark.parametrize(
@@ -96,18 +96,23 @@ def test_pace_finds_the_block_that_takes_the_time(clock):
         given.append(faults.site.size)
         clock(2.0 + 0.25 * faults.site.size)
 
-    paced = bench.pace(bench.Row(run, 10, {}, step=4), faults_of(3), 20.0)
+    paced = turns.pace(turns.Row(run, 10, {}, step=4), faults_of(3), 20.0)
     assert given == [4, 28, 64]  # 3, 9 and 18 seconds
-    assert paced.faults == 72
+    assert paced.faults == 72  # 20 seconds
     assert paced.rate == pytest.approx(64 * 10 / 18)
+
+
+def test_pace_of_a_first_block_that_takes_too_long(clock):
+    row = turns.Row(lambda faults: clock(8.0 * faults.site.size), 10, {}, step=4)
+    assert turns.pace(row, faults_of(3), 20.0).faults == 4
 
 
 def test_the_fastest_setting_is_taken(clock):
     rows = [
-        bench.Row(lambda faults, cost=cost: clock(cost * faults.site.size), 1, {"cost": cost})
+        turns.Row(lambda faults, cost=cost: clock(cost * faults.site.size), 1, {"cost": cost})
         for cost in (0.2, 0.05, 0.1)
     ]
-    paced = bench.fastest(rows, faults_of(9), 2.0)
+    paced = turns.fastest(rows, faults_of(9), 2.0)
     assert paced.row.settings == {"cost": 0.05}
     assert paced.faults == 40
 
@@ -120,21 +125,22 @@ def test_rows_take_turns_on_the_same_faults(clock):
             seen.append((name, faults.index.tolist()))
             clock(cost * faults.site.size)
 
-        return bench.Paced(bench.Row(run, 100, {}), 2, 0)
+        return turns.Paced(turns.Row(run, 100, {}), 2, 0)
 
-    rates = bench.take_turns({"a": row("a", 0.5), "b": row("b", 0.25)}, faults_of(5), 3)
+    taken = turns.take_turns({"a": row("a", 0.5), "b": row("b", 0.25)}, faults_of(5), 3)
     parts = [[0, 1], [2, 3], [4, 0]]
     order = ["a", "b", "b", "a", "a", "b"]
     assert seen == list(zip(order, [parts[0]] * 2 + [parts[1]] * 2 + [parts[2]] * 2, strict=True))
+    rates = {name: [turn.rate for turn in taken[name]] for name in taken}
     assert rates == {"a": [200.0] * 3, "b": [400.0] * 3}
 
 
 def test_ratios_are_medians_within_rounds_to_the_best_other():
     rates = {"ours": [30.0, 8.0, 90.0], "slow": [1.0, 2.0, 3.0], "quick": [10.0, 4.0, 9.0]}
-    assert bench.ratio(rates, "ours", 1, ("slow", "quick")) == 3.0
-    assert bench.ratio(rates, "ours", 2, ("slow",)) == 15.0 / 1
-    assert bench.ratio(rates, "ours", 1, ("absent",)) is None
-    assert bench.ratio(rates, "absent", 1, ("slow",)) is None
+    assert turns.ratio(rates, "ours", 1, ("slow", "quick")) == 3.0
+    assert turns.ratio(rates, "ours", 2, ("slow",)) == 15.0 / 1
+    assert turns.ratio(rates, "ours", 1, ("absent",)) is None
+    assert turns.ratio(rates, "absent", 1, ("slow",)) is None
 
 
 def test_ratios_name_rows_that_exist():
@@ -165,7 +171,7 @@ def test_the_loop_gives_the_verdicts_of_naive_runs_and_restores(name, layout, re
     work = request.getfixturevalue(name)
     faults = costs.at_every_site(work.engine, 6)
     images, count = len(work.engine.images), faults.site.size
-    pairs = bench.take(faults, np.repeat(np.arange(count), images))
+    pairs = turns.take(faults, np.repeat(np.arange(count), images))
     logits = verify.naive(work.engine, pairs, np.tile(np.arange(images), count))
     top1 = logits.argmax(-1).reshape(count, images)
     wanted = (top1 != work.engine.golden.top1).any(axis=1)

@@ -62,7 +62,8 @@ def test_summary_and_report(exhaustive):
     verify = summary["verify"]
     assert {"pairs", "agreements", "near_ties", "disagreements"} <= set(verify)
     assert verify["pairs"] == verify["agreements"] + verify["near_ties"] == 50
-    assert summary["decided"] == {"identity": 20 * FAULTS // 2, "inference": 20 * FAULTS // 2}
+    assert summary["decided"]["identity"] == summary["decided"]["inference"] == 10 * FAULTS
+    assert sum(summary["decided"].values()) == 20 * FAULTS
     report = (exhaustive / "report.md").read_text()
     assert f"Exactly {100 * network['estimate']:.3f}% of the {FAULTS:,} stuck-at faults" in report
     assert (exhaustive / "layer.png").stat().st_size > 1000
@@ -153,6 +154,22 @@ def test_goes_on_after_the_worst(script, monkeypatch, tmp_path, exhaustive, lene
     assert records.read_summary(tmp_path / "run")["run"]["faults"] == FAULTS - 6 * SHARD
 
 
+@pytest.mark.parametrize("measure", ["critical", "detect"])
+def test_other_measures_find_the_same(script, tmp_path, exhaustive, lenet_weights, measure):
+    arguments = [*flags_of(tmp_path, lenet_weights, "exhaustive"), f"--measure={measure}"]
+    ended = script(campaign, *arguments)
+    assert ended.status == 0, ended.err
+    found = records.read_summary(tmp_path)
+    assert found["estimates"] == records.read_summary(exhaustive)["estimates"]
+    assert sum(found["decided"].values()) == 20 * FAULTS
+    # Gone on with after half of its outcomes were lost, to the same bytes.
+    before = outcomes(tmp_path)
+    for name in list(before)[::2]:
+        (tmp_path / "outcomes" / name).unlink()
+    assert script(campaign, *arguments, "--verify=0").status == 0
+    assert outcomes(tmp_path) == before
+
+
 def test_a_finished_campaign_runs_nothing_again(script, monkeypatch, exhaustive, lenet_weights):
     before, measured = outcomes(exhaustive), records.read_summary(exhaustive)["measured"]
     monkeypatch.setattr(jfi.Engine, "run", None)
@@ -171,6 +188,7 @@ def test_a_finished_campaign_runs_nothing_again(script, monkeypatch, exhaustive,
         ("--confidence=0.9", "confidence was 0.99, is 0.9"),
         ("--sites=fc2/kernel", 'sites was "fc3/kernel", is "fc2/kernel"'),
         ("--keep_bits", "keep_bits was false, is true"),
+        ("--measure=critical", 'measure was "full", is "critical"'),
     ],
 )
 def test_other_flags_are_refused(script, exhaustive, lenet_weights, flag, difference):
