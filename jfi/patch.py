@@ -70,6 +70,7 @@ class Golden(Protocol):
 
 
 def shape(atom) -> tuple[int, ...]:
+    """Sizes of the axes of a variable or literal."""
     return atom.aval.shape
 
 

@@ -96,6 +96,7 @@ def read_summary(workdir: str | os.PathLike) -> dict:
 
 
 def shard_path(workdir: str | os.PathLike, number: int) -> Path:
+    """Where shard ``number`` of a work directory is, or will be."""
     return Path(workdir) / SHARDS / f"{number:05d}.parquet"
 
 
@@ -250,6 +251,9 @@ def _write_whole(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
