@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LIVE = 8 << 20  # bytes of the largest value of a chunk: more falls out of the caches
-PAIRS = (128, 8192)  # fewest and most pairs of a chunk
+LIVE = 1 << 22  # bytes of the largest value of a chunk: more falls out of the caches
+PAIRS = (64, 8192)  # fewest and most pairs of a chunk
 
 
 def chunk_size(live: int) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jfi import bits, certify, outcomes
 from jfi.chunks import blocks, chunk_size, chunks, filled_up
+from jfi.compiling import jit
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
 from jfi.outcomes import Outcomes
@@ -73,8 +74,8 @@ class SiteProgram:
     def __init__(self, parts: Split):
         self.parts = parts
         self.chunk = chunk_size(parts.live)
-        self._prefix = jax.jit(partial(prefix, parts))
-        self._suffix = jax.jit(partial(_run_chunk, parts))
+        self._prefix = jit(partial(prefix, parts))
+        self._suffix = jit(partial(_run_chunk, parts))
 
     def load(self, leaves, images: np.ndarray, labels: np.ndarray, start: int = 0) -> Block:
         """Run the prefix on images [b, ...], which are those from number `start` on."""
@@ -363,7 +364,7 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
     Raises:
       InputError: an output that is not finite, or that depends on the rest of the batch.
     """
-    run = jax.jit(network.apply)
+    run = jit(network.apply)
     batch = min(GOLDEN_BATCH, len(images))
     parts = (filled_up(images[part], batch) for part in chunks(len(images), batch))
     logits = np.concatenate([np.asarray(run(network.params, part)) for part in parts])
@@ -386,7 +387,7 @@ def golden_rate(network: Network, images: np.ndarray, seconds: float = 1.0) -> f
 
 
 def _rate(network: Network, images: np.ndarray, batch: int, seconds: float) -> float:
-    run = jax.jit(network.apply)
+    run = jit(network.apply)
     batch_images = jax.device_put(np.resize(images, (batch, *images.shape[1:])))
     jax.block_until_ready(run(network.params, batch_images))
     started, done = time.perf_counter(), 0

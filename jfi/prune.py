@@ -19,6 +19,7 @@ from jax import lax
 
 from jfi import bits, certify, outcomes
 from jfi.chunks import chunk_size, chunks, filled_up
+from jfi.compiling import jit
 from jfi.program import Program, flops, nbytes, run, section
 from jfi.split import Split, image_bytes, prefix, split, suffix
 
@@ -57,10 +58,10 @@ class Pruner:
         ends = [*self.cuts[1:], None]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
         self.chunks = [chunk_size(_live(stretch)) for stretch in stretches]
-        self._advance = [jax.jit(partial(_advance, s), donate_argnums=(0,)) for s in stretches[:-1]]
-        self._finish = jax.jit(partial(_finish, stretches[-1])) if stretches else None
-        self._values = jax.jit(partial(_values, program, self.cuts))
-        self._maps = [jax.jit(partial(_maps, program, cut)) for cut in self.cuts]
+        self._advance = [jit(partial(_advance, s), donate_argnums=(0,)) for s in stretches[:-1]]
+        self._finish = jit(partial(_finish, stretches[-1])) if stretches else None
+        self._values = jit(partial(_values, program, self.cuts))
+        self._maps = [jit(partial(_maps, program, cut)) for cut in self.cuts]
         self.useful = self._try(images[:TRIAL])
 
     def _try(self, images) -> list[bool]:
@@ -183,12 +184,12 @@ class SiteStart:
         end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
         self.parts = split(section(pruner.program, end=end), leaf)
         self.chunk = chunk_size(self.parts.live)
-        self._prefix = jax.jit(partial(prefix, self.parts))
-        self._start = jax.jit(partial(_start, self.parts), donate_argnums=(0,))
-        self._whole = jax.jit(partial(_whole, self.parts))
+        self._prefix = jit(partial(prefix, self.parts))
+        self._start = jit(partial(_start, self.parts), donate_argnums=(0,))
+        self._whole = jit(partial(_whole, self.parts))
         self._trial = images[:TRIAL]
         self._product = certify.product(pruner.program, leaf)
-        self._radii = jax.jit(partial(_radii, pruner.program, self._product, leaf))
+        self._radii = jit(partial(_radii, pruner.program, self._product, leaf))
 
     def image_bytes(self) -> int:
         """Bytes that `load` and `radii` keep for one image."""

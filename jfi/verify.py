@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jfi import bits
+from jfi.compiling import jit
 from jfi.engine import Engine, by_site, close, rounding, take
 from jfi.faults import Faults
 from jfi.outcomes import CRITICAL, classify
@@ -62,7 +63,7 @@ def _program(engine: Engine, site: int):
         leaves[position] = bits.inject(leaves[position], index, bit, polarity)
         return network.apply(jax.tree.unflatten(tree, leaves), x[None])[0]
 
-    return jax.jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
+    return jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
 
 
 def verify(
@@ -79,7 +80,7 @@ def verify(
         return Verification(0, 0, 0, 0)
     slow = naive(engine, faults, image)
     golden = naive(engine, _identities(engine, faults), image)
-    codes = np.asarray(jax.jit(classify)(golden, slow, engine.labels[image]))
+    codes = np.asarray(jit(classify)(golden, slow, engine.labels[image]))
     if measure == "full":
         fast = engine.pairs(faults, image)
         same, tied, certified = fast.codes == codes, close(fast.logits, slow), np.zeros(1)
