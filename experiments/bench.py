@@ -54,6 +54,7 @@ import nets
 from experiments import cli, costs, data, machine, target, turns
 from experiments.turns import Paced, Row, Turn, block, fastest, ratio, take_turns
 from jfi import bits
+from jfi.compiling import jit
 from jfi.engine import MEASURES, Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
@@ -103,7 +104,7 @@ def batches(images: int) -> list[int]:
 def golden_rows(bench: Workbench) -> list[Row]:
     """The network as the user wrote it, compiled."""
     network, images = bench.engine.network, bench.engine.images
-    forward = jax.jit(network.apply)
+    forward = jit(network.apply)
 
     def run(parts, faults):
         for _ in range(faults.site.size):
@@ -132,7 +133,7 @@ def vmap_rows(bench: Workbench) -> list[Row]:
             leaves[at] = jnp.where(fault.site == number, broken, leaves[at])
         return jax.tree.unflatten(tree, leaves)
 
-    @jax.jit
+    @jit
     def top1(faults: Faults):
         trees = jax.vmap(faulty)(faults)
         return jax.vmap(runner.network.apply, (0, None))(trees, images).argmax(-1)
