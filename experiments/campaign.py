@@ -205,8 +205,10 @@ class _Progress:
         text = f"{state.done:,} of {state.total:,} faults, {rate:,.0f} faults/s"
         if rate > 0:
             text += f", {(state.total - state.done) / rate:,.0f} s left"
-        e = state.estimate
-        text += f", critical {report.percent(e.estimate)} ± {report.percent(e.margin)}%"
+        e, sampled = state.estimate, 1 - state.estimate.unsampled
+        # Strata not yet reached count as 0 in the estimate; so far, it speaks for the others.
+        share, margin = (report.percent(x / sampled) for x in (e.estimate, e.margin))
+        text += f", critical {share} ± {margin}% of the {sampled:.0%} of faults sampled so far"
         self.bar.update(self.task, completed=state.done, total=state.total, description=text)
         if not self.live and time.monotonic() - self.printed > QUIET_SECONDS:
             self.printed = time.monotonic()
