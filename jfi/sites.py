@@ -48,8 +48,8 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
       image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`.
 
     Raises:
-      InputError: a parameter that is not finite, no parameter with bits, or an `apply` that
-        does not return logits.
+      InputError: a parameter that is not finite or of 64 bits without x64, no parameter with
+        bits, or an `apply` that does not return logits.
     """
     apply = _full_precision(apply)
     program = trace(apply, params, jax.ShapeDtypeStruct(image.shape, image.dtype))
@@ -68,6 +68,7 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
         frozenset(name for name, n in positions.items() if n in weights), positions,
     )  # fmt: skip
     for site in sites:
+        _check_dtype(site, program.leaves[positions[site.name]].aval.dtype)
         _check_finite(site.name, found.values(site))
     return found
 
@@ -140,6 +141,15 @@ def _weights(program: Program) -> set[int]:
             same = [a for a in atoms if a.aval.size == eqn.outvars[0].aval.size]
             source.update((eqn.outvars[0], source[atom]) for atom in same[:1])
     return found
+
+
+def _check_dtype(site: Site, computed) -> None:
+    """Without x64 JAX would quietly compute 64-bit words in 32, and have other bits to break."""
+    if site.dtype != computed:
+        raise InputError(
+            f"parameter {site.name} is {site.dtype}, but JAX as it is set computes it as "
+            f"{computed}: enable jax_enable_x64, or cast it"
+        )
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:

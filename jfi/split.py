@@ -80,6 +80,7 @@ class _Stored:
         self.constants, self.residuals, self.image = constants, residuals, image
 
     def _window(self, key, start, sizes):
+        start = [jnp.asarray(index, jnp.int32) for index in start]  # of one type, x64 or not
         if key in self.constants:
             return lax.dynamic_slice(self.constants[key], start, sizes)
         # One slice of the whole stack: gathering the image first would copy all of it.

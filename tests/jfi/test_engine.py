@@ -291,6 +291,25 @@ def test_bad_network():
         jfi.network(lambda p, x: x.reshape(len(x), -1), {"w": normal(3)}, IMAGES[0])
 
 
+def double_net():
+    params = {"a": RNG.normal(size=(192, 12)), "b": RNG.normal(size=(12, 5))}
+    return (lambda p, x: jnp.tanh(x.reshape(len(x), -1) @ p["a"]) @ p["b"]), params
+
+
+def test_float64_needs_x64():
+    with pytest.raises(jfi.InputError, match=r"parameter a is float64.* enable jax_enable_x64"):
+        jfi.network(*double_net(), IMAGES[0])
+    with jax.enable_x64(True):
+        images = IMAGES.astype(np.float64)
+        network = jfi.network(*double_net(), images[0])
+        runner = jfi.Engine(network, images, LABELS, network.sites)
+        faults = every_bit(runner)
+        assert set(faults.bit) == set(range(64))
+        image = RNG.integers(0, len(images), faults.site.size)
+        for measure in ("full", "critical"):
+            assert verify.verify(runner, faults, image, measure).disagreements == 0
+
+
 def test_bad_pattern():
     network = jfi.network(*linen_net(), IMAGES[0])
     with pytest.raises(jfi.InputError, match="'conv' matches no site in full; the sites are conv1"):
