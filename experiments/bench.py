@@ -48,6 +48,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jfi
 import nets
@@ -102,17 +103,21 @@ def batches(images: int) -> list[int]:
 
 
 def golden_rows(bench: Workbench) -> list[Row]:
-    """The network as the user wrote it, compiled."""
+    """The network as the user wrote it, compiled, on all devices."""
     network, images = bench.engine.network, bench.engine.images
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    params = jax.device_put(network.params, NamedSharding(mesh, PartitionSpec()))
     forward = jit(network.apply)
 
     def run(parts, faults):
         for _ in range(faults.site.size):
-            jax.block_until_ready([forward(network.params, part) for part in parts])
+            jax.block_until_ready([forward(params, part) for part in parts])
 
     def row(batch):
-        parts = jax.device_put(np.split(images, len(images) // batch))
-        return Row(partial(run, parts), len(images), {"batch": batch})
+        axes = "batch" if batch % mesh.size == 0 else None
+        parts = np.split(images, len(images) // batch)
+        placed = jax.device_put(parts, NamedSharding(mesh, PartitionSpec(axes)))
+        return Row(partial(run, placed), len(images), {"batch": batch})
 
     return [row(batch) for batch in batches(len(images))]
 

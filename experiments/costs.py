@@ -75,13 +75,19 @@ def profile(runner: Engine, faults: Faults, measure: str) -> dict:
     short = [_spent(runner, _quarter(part), measure) for part in parts]
     rows = [_site(runner, *of, measure) for of in zip(parts, long, short, strict=True)]
     whole = sum(row["exhaustive_s"] for row in rows)
-    pieces = _full_pieces(runner) if measure == "full" else _pruned_pieces(runner)
+    sample = take(faults, np.arange(PROFILED))
+    stages = _stages(runner, sample, measure)
+    if measure == "full":
+        pieces = _full_pieces(runner)
+    else:
+        pruner = Pruner(runner.network.program, runner.network.leaves, runner.images)
+        pieces = _pruned_pieces(runner, pruner)
+        stages["of it bound maps"] = median_seconds(_maps(runner, pruner))
     rows = [
         row | {"share": row["exhaustive_s"] / whole} | piece
         for row, piece in zip(rows, pieces, strict=True)
     ]
-    sample = take(faults, np.arange(PROFILED))
-    return {"measure": measure, "rows": rows, "stages": _stages(runner, sample, measure)}
+    return {"measure": measure, "rows": rows, "stages": stages}
 
 
 def _spent(runner: Engine, faults: Faults, measure: str) -> float:
@@ -141,11 +147,10 @@ def _full_pieces(runner: Engine) -> Iterator[dict]:
         }
 
 
-def _pruned_pieces(runner: Engine) -> Iterator[dict]:
+def _pruned_pieces(runner: Engine, pruner: Pruner) -> Iterator[dict]:
     """By site: pairs of a chunk, operations a pair up to the first cut, and the time of the prefix
     and of the certified radii for 1,000 images."""
     images = runner.images[:BLOCK]
-    pruner = Pruner(runner.network.program, runner.network.leaves, runner.images)
     for site in runner.sites:
         start = SiteStart(pruner, runner.network.positions[site.name], runner.images)
         work = {
@@ -167,8 +172,6 @@ def _stages(runner: Engine, faults: Faults, measure: str) -> dict[str, float]:
         "run": lambda: runner.run(faults, measure),
         "of it identities": lambda: runner.identity(faults),
     }
-    if measure != "full":
-        stages["of it bound maps"] = _maps(runner)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / records.SHARDS).mkdir()
         stages["record"] = lambda: records.write_shard(folder, 0, ids, faults, outcomes)
@@ -176,9 +179,8 @@ def _stages(runner: Engine, faults: Faults, measure: str) -> dict[str, float]:
     return {"faults": faults.site.size, "images": len(runner.images), **spent}
 
 
-def _maps(runner: Engine) -> Callable[[], object]:
+def _maps(runner: Engine, pruner: Pruner) -> Callable[[], object]:
     """Making golden values and bound maps of all images, block by block."""
-    pruner = Pruner(runner.network.program, runner.network.leaves, runner.images)
 
     def load(part: slice):
         rows = filled_up(np.arange(part.start, part.stop), min(BLOCK, len(runner.images)))
