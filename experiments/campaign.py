@@ -20,7 +20,7 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import campaign, engine, records, report
+from jfi import campaign, engine, golden, records, report
 from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.estimates import Estimate
@@ -150,7 +150,7 @@ def _measured(summary: dict, network, images, accuracy: float) -> dict:
     measured = {"images": summary["images"], "golden_accuracy": round(accuracy, 4)}
     if summary["run"]["faults"]:
         rate = summary["run"]["verdicts_per_second"]
-        golden_rate = engine.golden_rate(network, images)
+        golden_rate = golden.golden_rate(network, images)
         measured |= {
             "seconds": round(summary["run"]["seconds"], 1),
             "verdicts_per_second": round(rate),

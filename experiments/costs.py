@@ -13,9 +13,11 @@ import numpy as np
 from experiments import machine
 from jfi import bits, records
 from jfi.chunks import chunks, filled_up
-from jfi.engine import Engine, golden_run, take
+from jfi.engine import Engine, take
 from jfi.faults import Faults
-from jfi.prune import Pruner, SiteStart
+from jfi.golden import golden_run
+from jfi.prune import Pruner
+from jfi.radii import GROUP
 
 REPEATS = 3
 LONG = 3.0  # seconds after which a piece of work is not repeated
@@ -23,7 +25,6 @@ LONG = 3.0  # seconds after which a piece of work is not repeated
 SITE_SECONDS = 1.0  # of one measurement at one site
 CHUNKS = 8  # that a suffix is timed on
 BLOCK = 64  # images that pieces are timed on
-MANY = 1 << 40  # faults: radii are made where they pay for so many
 FLIPPED = 22  # the bit that is flipped for it: the mantissa's highest in float32
 PROFILED = 2048  # faults of the sample that is run and recorded as a whole
 
@@ -80,9 +81,10 @@ def profile(runner: Engine, faults: Faults, measure: str) -> dict:
     if measure == "full":
         pieces = _full_pieces(runner)
     else:
-        pruner = Pruner(runner.network.program, runner.network.leaves, runner.images)
+        leaves = [runner.network.positions[site.name] for site in runner.sites]
+        pruner = Pruner(runner.network.program, runner.network.leaves, leaves, runner.images, 0)
         pieces = _pruned_pieces(runner, pruner)
-        stages["of it bound maps"] = median_seconds(_maps(runner, pruner))
+        stages["golden values and bound maps"] = median_seconds(_maps(runner, pruner))
     rows = [
         row | {"share": row["exhaustive_s"] / whole} | piece
         for row, piece in zip(rows, pieces, strict=True)
@@ -148,19 +150,17 @@ def _full_pieces(runner: Engine) -> Iterator[dict]:
 
 
 def _pruned_pieces(runner: Engine, pruner: Pruner) -> Iterator[dict]:
-    """By site: pairs of a chunk, operations a pair up to the first cut, and the time of the prefix
-    and of the certified radii for 1,000 images."""
-    images = runner.images[:BLOCK]
-    for site in runner.sites:
-        start = SiteStart(pruner, runner.network.positions[site.name], runner.images)
-        work = {
-            "prefix_ms": lambda start=start: jax.block_until_ready(start.load(images)),
-            "radii_ms": lambda start=start: start.radii(images, MANY),
-        }
-        for piece in work.values():
-            piece()  # compiles
-        yield {"chunk": start.chunk, "cut": start.cut, "mflop": start.parts.flops / 1e6} | {
-            name: median_seconds(piece) / len(images) * 1e6 for name, piece in work.items()
+    """By site: the first cut after it, pairs of a chunk and operations a pair up to there, and the
+    time of certified radii for 1,000 images."""
+    images = runner.images[:GROUP]
+    for start in pruner.starts:
+        start.radii.codes(images)  # compiles
+        spent = median_seconds(partial(start.radii.codes, images)) / GROUP
+        yield {
+            "cut": start.cut,
+            "chunk": start.chunk,
+            "mflop": start.parts.flops / 1e6,
+            "radii_ms": spent * 1e6,
         }
 
 
@@ -180,14 +180,15 @@ def _stages(runner: Engine, faults: Faults, measure: str) -> dict[str, float]:
 
 
 def _maps(runner: Engine, pruner: Pruner) -> Callable[[], object]:
-    """Making golden values and bound maps of all images, block by block."""
+    """Making golden values of cuts and sites and bound maps of all images, block by block."""
 
     def load(part: slice):
         rows = filled_up(np.arange(part.start, part.stop), min(BLOCK, len(runner.images)))
         pixels, logits, labels = (
             x[rows] for x in (runner.images, runner.golden.logits, runner.labels)
         )
-        jax.block_until_ready(pruner.load(pixels, logits, labels))
+        block = pruner.load(pixels, logits, labels)
+        jax.block_until_ready([block.cuts, block.golden])
 
     parts = list(chunks(len(runner.images), BLOCK))
     load(parts[0])  # compiles

@@ -17,7 +17,7 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import campaign, engine, split
+from jfi import campaign, golden, split
 from jfi.campaign import Plan
 from jfi.errors import InputError
 from jfi.program import flops
@@ -85,7 +85,7 @@ def main() -> None:
         request=target.request(),
     )
     images = np.random.default_rng(0).normal(size=(64, *net.input_shape)).astype(np.float32)
-    expected = seconds(network, plan, args.images, engine.golden_rate(network, images))
+    expected = seconds(network, plan, args.images, golden.golden_rate(network, images))
     (_print_json if args.json else _print_tables)(plan, args.images, expected)
 
 

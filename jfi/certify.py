@@ -32,7 +32,7 @@ from jfi.program import Program, bind, dependents, flops, section
 SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
 TOLERANCE = 2.0**10  # epsilons of the largest logit: float rounding between compiled programs
 LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
-WIDE = 1e-3  # a map is of use if the smallest scale costs less than this in a place, on average
+WIDE = 1e-3
 WORTHWHILE = 0.02  # a cut is of use if at least this share of the operations comes after it
 
 

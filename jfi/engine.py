@@ -6,24 +6,24 @@ the device what the suffix reads of the golden run, and the suffix over a chunk 
 only critical or not is asked, pairs run from cut to cut and leave when proven (`jfi.prune`).
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jfi import bits, certify, outcomes
+from jfi import bits, outcomes
 from jfi.chunks import blocks, chunk_size, chunks, filled_up
 from jfi.compiling import jit
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
+from jfi.golden import golden_run
 from jfi.outcomes import Outcomes
 from jfi.prune import Block as PrunerBlock
-from jfi.prune import Line, Pruner, SiteStart
+from jfi.prune import Line, Pruner
+from jfi.radii import code, distance
 from jfi.sites import Network
 from jfi.split import Split, image_bytes, prefix, split, suffix
 
@@ -33,22 +33,7 @@ MEASURES = ("full", "critical", "detect")
 MEMORY = 1 << 30  # bytes of golden values kept on the device at a time
 PAIRS = 1 << 20  # most pairs listed on the host at a time
 IN_FLIGHT = 4  # chunks under way before the first is read back
-GOLDEN_BATCH = 128  # images of one golden batch
-ALWAYS = 1 << 40  # so many faults that radii pay
 DETECT_BLOCK = 64  # images that a fault is judged on before it may be dropped as critical
-
-
-class Golden(NamedTuple):
-    """The fault-free run of B images: logits [B, C] and top-1 int [B]."""
-
-    logits: np.ndarray
-    top1: np.ndarray
-
-    @property
-    def margin(self) -> np.ndarray:
-        """[B]: the largest logit minus the second."""
-        second, first = np.sort(self.logits, axis=1)[:, -2:].T
-        return first - second
 
 
 class Block(NamedTuple):
@@ -141,7 +126,6 @@ class Engine:
         self.sites = tuple(sites)
         self._memory = memory
         self._programs: dict[int, SiteProgram] = {}
-        self._starts: dict[int, SiteStart] = {}
         self._loaded: tuple[int, Block] | None = None
         self._at_cuts: tuple[np.ndarray, PrunerBlock] | None = None
 
@@ -243,31 +227,44 @@ class Engine:
 
     def _run_block(self, faults, todo, images, size, codes, only) -> np.ndarray:
         """Run faults `todo` on one block of images; the fault rows of pairs run to the logits."""
-        pixels = self.images[filled_up(images, size)]
         block = self._load_cuts(filled_up(images, size))
         ends: list[tuple[np.ndarray, Any]] = []
         line = Line(self._pruner, block, lambda pair, found: ends.append((pair, found)))
         for number, rows in by_site(faults, todo):
-            start, site = self._start(number), self.sites[number]
-            radii = start.radii(pixels, rows.size if only is None else ALWAYS)
-            golden = start.load(pixels)
-            for some in _parts(rows, images.size):
-                faulty, moved = self._change(number, take(faults, some))
-                at = _positions(faults.index[some], site.shape)
+            wanted = None if only is None else only[np.ix_(rows, images)]
+            radii = self._radii(number, images, rows.size, wanted)
+            for some in _parts(np.arange(rows.size), images.size):
+                own = take(faults, rows[some])
+                faulty, moved = self._change(number, own)
                 near = np.zeros((some.size, images.size), bool)
                 if radii is not None:
-                    near = moved[:, None] < radii[: images.size, faults.index[some]].T
-                if only is not None:
-                    near |= ~only[np.ix_(some, images)]
+                    near = code(moved)[:, None] < radii[own.index]
+                if wanted is not None:
+                    near |= ~wanted[some]
                 row, image = np.nonzero(~near)
-                pair = some[row] * np.int64(len(self.images)) + images[image]
-                start.run(line, golden, at[row], faulty[row], pair, image.astype(np.int32))
+                pair = rows[some][row] * np.int64(len(self.images)) + images[image]
+                at = _positions(own.index[row], self.sites[number].shape)
+                start = self._pruner.starts[number]
+                start.run(line, block.golden[number], at, faulty[row], pair, image.astype(np.int32))
         line.drain()
         for pair, found in ends:
             codes.flat[pair] = np.asarray(found)[: pair.size]
         return np.concatenate([pair for pair, _ in ends] or [np.empty(0, np.int64)]) // len(
             self.images
         )
+
+    def _radii(self, site: int, images, faults: int, wanted) -> np.ndarray | None:
+        """Codes of certified radii [words, b] or None; of the images `wanted` of all [F, b]."""
+        radii = self._pruner.starts[site].radii
+        if wanted is None:
+            return radii.where_worth(images.tobytes(), self.images[images], faults)
+        some = wanted.any(axis=0)
+        codes = radii.codes(self.images[images[some]])
+        if codes is None:
+            return None
+        found = np.zeros((len(codes), images.size), codes.dtype)
+        found[:, some] = codes
+        return found
 
     def pairs(self, faults: Faults, image: np.ndarray) -> Pairs:
         """Run P pairs in full: the k-th fault on image `image[k]`, whatever the fault does."""
@@ -290,8 +287,7 @@ class Engine:
         """Faulty values [F] of faults in one site, and how far they are from golden, float64."""
         golden = self.network.values(self.sites[site]).ravel()[faults.index]
         faulty = bits.faulty(golden, faults.bit, faults.polarity)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return faulty, np.abs(faulty.astype(np.float64) - golden.astype(np.float64))
+        return faulty, distance(faulty, golden)
 
     def identity(self, faults: Faults) -> np.ndarray:
         """bool [F]: the fault leaves its word as it is."""
@@ -344,76 +340,14 @@ class Engine:
 
     @cached_property
     def _pruner(self) -> Pruner:
-        return Pruner(self.network.program, self.network.leaves, self.images)
-
-    def _start(self, site: int) -> SiteStart:
-        if site not in self._starts:
-            self._starts[site] = SiteStart(self._pruner, self._leaf(site), self.images)
-        return self._starts[site]
+        network, leaves = self.network, [self._leaf(site) for site in range(len(self.sites))]
+        half = self._memory // 2  # the other half is golden values
+        return Pruner(network.program, network.leaves, leaves, self.images, half)
 
     def _pruned_block(self) -> int:
-        """Images of a block: golden values at the cuts, and the largest site's own, fit."""
-        sites = [self._start(number).image_bytes() for number in range(len(self.sites))]
-        most = self._memory // (self._pruner.image_bytes() + max(sites))
+        """Images of a block: their golden values fit."""
+        most = self._memory // 2 // self._pruner.image_bytes()
         return blocks(len(self.images), most)[0].stop
-
-
-def golden_run(network: Network, images: np.ndarray) -> Golden:
-    """The fault-free run of images [B, ...], checked.
-
-    Raises:
-      InputError: an output that is not finite, or that depends on the rest of the batch.
-    """
-    run = jit(network.apply)
-    batch = min(GOLDEN_BATCH, len(images))
-    parts = (filled_up(images[part], batch) for part in chunks(len(images), batch))
-    logits = np.concatenate([np.asarray(run(network.params, part)) for part in parts])
-    logits = logits[: len(images)]
-    if not np.isfinite(logits.astype(np.float64)).all():
-        bad = int(np.flatnonzero(~np.isfinite(logits.astype(np.float64)).all(axis=1))[0])
-        raise InputError(f"the golden output of image {bad} is {logits[bad]}; it must be finite")
-    alone = np.asarray(run(network.params, images[:1]))
-    if not close(alone, logits[:1]).all():
-        raise InputError(
-            f"apply gives {alone[0]} for image 0 alone and {logits[0]} in a batch of {batch}; "
-            "images must not influence each other (is batch normalisation in training mode?)"
-        )
-    return Golden(logits, logits.argmax(axis=1))
-
-
-def golden_rate(network: Network, images: np.ndarray, seconds: float = 1.0) -> float:
-    """Images per second of the network itself, compiled, at its better batch size."""
-    return max(_rate(network, images, size, seconds) for size in sorted({GOLDEN_BATCH, 512}))
-
-
-def _rate(network: Network, images: np.ndarray, batch: int, seconds: float) -> float:
-    run = jit(network.apply)
-    batch_images = jax.device_put(np.resize(images, (batch, *images.shape[1:])))
-    jax.block_until_ready(run(network.params, batch_images))
-    started, done = time.perf_counter(), 0
-    while (spent := time.perf_counter() - started) < seconds:
-        jax.block_until_ready(run(network.params, batch_images))
-        done += batch
-    return done / spent
-
-
-def rounding(logits: np.ndarray) -> np.ndarray:
-    """[P]: how far logits [P, C] may be off between two compiled programs.
-
-    That is `certify.TOLERANCE` epsilons of the type, relative to the largest finite logit (at
-    least 1): the sums a network makes are reordered.
-    """
-    size = np.abs(np.where(np.isfinite(logits), logits, 0).astype(np.float64)).max(axis=-1)
-    return certify.TOLERANCE * float(jnp.finfo(logits.dtype).eps) * np.maximum(size, 1)
-
-
-def close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """bool [P]: logits [P, C] agree within `rounding`; those not finite must be the same."""
-    off = np.maximum(rounding(a), rounding(b))[..., None]
-    with np.errstate(invalid="ignore"):
-        near = np.abs(a.astype(np.float64) - b.astype(np.float64)) <= off
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    return np.where(np.isfinite(a) & np.isfinite(b), near, same).all(axis=-1)
 
 
 def _positions(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ What is left unsaid is what the certificates do not tell: masked against non-cri
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,77 +17,79 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jfi import bits, certify, outcomes
+from jfi import certify, outcomes
 from jfi.chunks import chunk_size, chunks, filled_up
 from jfi.compiling import jit
-from jfi.program import Program, flops, nbytes, run, section
-from jfi.split import Split, image_bytes, prefix, split, suffix
+from jfi.program import Program, nbytes, run, section
+from jfi.radii import Radii, Shelf
+from jfi.split import Split, image_bytes, read, split, suffix
 
 BUFFER = 64 << 20  # bytes of values that wait at one cut
-TRIAL = 8  # images on which it is tried what certificates are worth
-MOVE = 40  # operations in the time that a byte of the largest value takes on its way
-WORDS = 256  # words of a leaf on which it is tried
+TRIAL = 8  # images on which it is tried what maps are worth
+MOVE = 100  # operations in the time that a byte of the largest value takes on its way
 
 
 class Cut(NamedTuple):
-    """Golden values at a cut, for b images: values [b, ...], and bound maps [S, b, ...] or None."""
+    """Golden values at a cut, for b images: values [b, ...], and bound maps [S, b, ...]."""
 
     values: Any
     maps: Any
 
 
 class Block(NamedTuple):
-    """What pruning needs of b images, on the device: cuts, golden logits [b, C], labels [b]."""
+    """What pruning needs of b images, on the device.
+
+    By cut, golden values and maps; by site, constants and residuals (`split.prefix`); golden
+    logits [b, C]; labels [b].
+    """
 
     cuts: list[Cut]
+    golden: list[tuple[Any, Any]]
     logits: Any
     labels: Any
 
 
 class Pruner:
-    """The stretches of a program between its cuts, compiled; shared by all sites.
+    """A network cut up for pruning: from each site to the first cut after it, then cut to cut.
 
     Args:
       program, leaves: the network.
+      sites: numbers of the parameter leaves that are faulted.
       images: [B, ...] as the network takes them; the first few are tried.
+      kept: bytes of certified radii to keep on the host.
     """
 
-    def __init__(self, program: Program, leaves: Sequence[Any], images: np.ndarray):
+    def __init__(
+        self,
+        program: Program,
+        leaves: Sequence[Any],
+        sites: Sequence[int],
+        images: np.ndarray,
+        kept: int,
+    ):
         self.program, self.leaves = program, leaves
-        self.cuts = certify.cuts(program)
+        self.cuts, self._maps = _useful(program, leaves, images[:TRIAL])
         ends = [*self.cuts[1:], None]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
         self.chunks = [chunk_size(_live(stretch)) for stretch in stretches]
         self._advance = [jit(partial(_advance, s), donate_argnums=(0,)) for s in stretches[:-1]]
         self._finish = jit(partial(_finish, stretches[-1])) if stretches else None
-        self._values = jit(partial(_values, program, self.cuts))
-        self._maps = [jit(partial(_maps, program, cut)) for cut in self.cuts]
-        self.useful = self._try(images[:TRIAL])
-
-    def _try(self, images) -> list[bool]:
-        """Which maps certify anything: those from some cut on, bounds grow with the distance."""
-        useful = [False] * len(self.cuts)
-        for number in reversed(range(len(self.cuts))):
-            if not certify.is_useful(self._maps[number](self.leaves, images)):
-                break
-            useful[number] = True
-        return useful
+        shelf = Shelf(kept)
+        self.starts = [SiteStart(self, leaf, shelf) for leaf in sites]
+        parts = [start.parts for start in self.starts]
+        self._golden = jit(partial(_golden, program, self.cuts, parts))
 
     def image_bytes(self) -> int:
         """Bytes that `load` keeps for one image."""
-        copies = [1 + useful * len(certify.SCALES) for useful in self.useful]
-        sizes = [nbytes(cut.aval) for cut in self.cuts]
-        return sum(n * size for n, size in zip(copies, sizes, strict=True))
+        at_cuts = (1 + len(certify.SCALES)) * sum(nbytes(cut.aval) for cut in self.cuts)
+        return at_cuts + sum(image_bytes(start.parts) for start in self.starts)
 
     def load(self, images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Block:
         """Golden values and maps of b images."""
-        values = self._values(self.leaves, images)
-        maps = [
-            maps(self.leaves, images) if useful else None
-            for maps, useful in zip(self._maps, self.useful, strict=True)
-        ]
+        values, golden = self._golden(self.leaves, images)
+        maps = [maps(self.leaves, images) for maps in self._maps]
         cuts = [Cut(*pair) for pair in zip(values, maps, strict=True)]
-        return Block(cuts, jax.device_put(logits), jax.device_put(labels))
+        return Block(cuts, golden, jax.device_put(logits), jax.device_put(labels))
 
     def first_cut(self, leaf: int) -> int:
         """Number of the first cut after the last use of a leaf; as many as there are if none."""
@@ -178,57 +180,16 @@ class SiteStart:
     Where no cut comes after the site, its pairs run to the logits at once.
     """
 
-    def __init__(self, pruner: Pruner, leaf: int, images: np.ndarray):
+    def __init__(self, pruner: Pruner, leaf: int, shelf: Shelf):
         self.pruner = pruner
         self.cut = pruner.first_cut(leaf)
         end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
         self.parts = split(section(pruner.program, end=end), leaf)
         self.chunk = chunk_size(self.parts.live)
-        self._prefix = jit(partial(prefix, self.parts))
         self._start = jit(partial(_start, self.parts), donate_argnums=(0,))
         self._whole = jit(partial(_whole, self.parts))
-        self._trial = images[:TRIAL]
-        self._product = certify.product(pruner.program, leaf)
-        self._radii = jit(partial(_radii, pruner.program, self._product, leaf))
-
-    def image_bytes(self) -> int:
-        """Bytes that `load` and `radii` keep for one image."""
-        return image_bytes(self.parts) + nbytes(self.pruner.program.leaves[self.parts.leaf].aval)
-
-    def radii(self, images: np.ndarray, faults: int) -> np.ndarray | None:
-        """Certified radii [b, words] of every word for each image; None where not worth it.
-
-        They are where the runs they save of so many faults an image cost more than they do: a
-        pass forth and back through the rest of the program for every scale.
-        """
-        saved = faults * (self.parts.flops + MOVE * self.parts.live)
-        if self._product is None or saved < self._cost or saved * self._share < self._cost:
-            return None
-        return self._compute(images)
-
-    def _compute(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self._radii(self.pruner.leaves, images)).reshape(len(images), -1)
-
-    @cached_property
-    def _cost(self) -> int:
-        """Operations that the radii of one image take."""
-        rest = section(self.pruner.program, self._product.outvars[0])
-        return 2 * len(certify.SCALES) * flops(rest.eqns)
-
-    @cached_property
-    def _share(self) -> float:
-        """Share of all single-bit flips of some of the words that the radii certify."""
-        words = np.asarray(self.pruner.leaves[self.parts.leaf]).ravel()
-        some = np.linspace(0, words.size - 1, min(WORDS, words.size)).astype(int)
-        golden = words[some][:, None]
-        flipped = bits.faulty(golden, np.arange(bits.width(words.dtype)), bits.FLIP)
-        with np.errstate(invalid="ignore", over="ignore"):
-            moved = np.abs(flipped.astype(np.float64) - golden.astype(np.float64))
-        return float((moved < self._compute(self._trial)[:, some, None]).mean())
-
-    def load(self, images: np.ndarray) -> tuple[Any, Any]:
-        """Constants and residuals of the images."""
-        return self._prefix(self.pruner.leaves, images)
+        pair = self.parts.flops + MOVE * self.parts.live
+        self.radii = Radii(pruner.program, pruner.leaves, leaf, pair, shelf)
 
     def run(self, line: Line, golden: tuple[Any, Any], at, value, pair, image) -> None:
         """Send P pairs on their way: word `at` [P, rank] set to `value` [P], on `image` [P]."""
@@ -245,18 +206,36 @@ class SiteStart:
         return self._start(buffer, offset, *golden, *full, cut)
 
 
+def _useful(program: Program, leaves, images) -> tuple[list[Any], list[Callable]]:
+    """The cuts from the first on whose maps certify anything, and what makes their maps.
+
+    Bounds grow with the distance to the logits, so those before it would certify nothing.
+    """
+    found: list[tuple[Any, Callable]] = []
+    for cut in reversed(certify.cuts(program)):
+        maps = jit(partial(_maps, program, cut))
+        if not certify.is_useful(maps(leaves, images)):
+            break
+        found.insert(0, (cut, maps))
+    return [cut for cut, _ in found], [maps for _, maps in found]
+
+
 def _live(program: Program) -> int:
     return max(nbytes(var.aval) for eqn in program.eqns for var in eqn.outvars)
 
 
-def _values(program: Program, cuts: Sequence[Any], leaves, images) -> list[Any]:
-    """Golden values [b, ...] at the cuts."""
+def _golden(program: Program, cuts: Sequence[Any], sites: Sequence[Split], leaves, images):
+    """Golden values [b, ...] at the cuts, and by site its constants and residuals."""
 
     def one(image):
         env = run(program, leaves, image[None])
-        return [env[cut] for cut in cuts]
+        return [env[cut] for cut in cuts], [read(parts.residuals, env) for parts in sites]
 
-    return jax.vmap(one)(images)
+    values, residuals = jax.vmap(one)(images)
+    # Constants do not depend on the image: any will do, and the compiler drops its part.
+    env = run(program, leaves, jnp.zeros((1, *images.shape[1:]), images.dtype))
+    constants = [read(parts.constants, env) for parts in sites]
+    return values, list(zip(constants, residuals, strict=True))
 
 
 def _maps(program: Program, cut, leaves, images):
@@ -268,16 +247,6 @@ def _maps(program: Program, cut, leaves, images):
         return jax.vmap(lambda scale: certify.bound_map(program, env, cut, scale))(scales)
 
     return jax.vmap(one, out_axes=1)(images)
-
-
-def _radii(program: Program, product, leaf: int, leaves, images):
-    """Certified radii [b, *leaf.shape] (`certify.radii`)."""
-
-    def one(image):
-        env = run(program, leaves, image[None])
-        return certify.radii(program, env, product, program.leaves[leaf])
-
-    return jax.vmap(one)(images)
 
 
 def _start(parts: Split, buffer, offset, constants, residuals, image, at, value, cut: Cut):
@@ -314,12 +283,9 @@ def _store(buffer, offset, values):
 
 def proven(values, cut: Cut, image):
     """bool [P]: the difference of `values` [P, ...] from golden is certified to keep top-1."""
-    golden = cut.values[image]
+    moved = jnp.abs(values - cut.values[image]).reshape(len(values), -1)
     # Not by the largest difference: a maximum may lose a NaN on some devices.
-    same = jnp.all((values == golden).reshape(len(values), -1), axis=1)
-    if cut.maps is None:
-        return same
-    moved = jnp.abs(values - golden).reshape(len(values), -1)
+    same = moved.sum(axis=1) == 0
     most = moved.max(axis=1)
     scales = jnp.asarray(certify.SCALES, moved.dtype)
     fit = jnp.minimum(jnp.sum(most[:, None] > scales, axis=1), scales.size - 1)

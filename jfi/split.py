@@ -151,7 +151,12 @@ def image_bytes(split: Split) -> int:
     return sum(nbytes(key.aval) for key in split.residuals)
 
 
-def _read(env, key: Key):
+def read(keys: Sequence[Key], env: dict) -> list[Any]:
+    """The golden values of a run (`program.run`) that a suffix reads."""
+    return [_padded(env, key) for key in keys]
+
+
+def _padded(env, key: Key):
     if key.config is None:
         return env[key.var]
     return lax.pad(env[key.var], jnp.zeros((), env[key.var].dtype), key.config)
@@ -159,15 +164,12 @@ def _read(env, key: Key):
 
 def prefix(split: Split, leaves: Sequence[Any], images) -> tuple[list[Any], list[Any]]:
     """Golden values for the suffix: constants, and residuals [B, 1, ...] of images [B, ...]."""
-
-    def one(image):
-        env = run(split.program, leaves, image[None])
-        return [_read(env, key) for key in split.residuals]
-
-    residuals = jax.vmap(one)(images)
+    residuals = jax.vmap(
+        lambda image: read(split.residuals, run(split.program, leaves, image[None]))
+    )(images)
     # Constants do not depend on the image: any will do, and the compiler drops its part.
     env = run(split.program, leaves, jnp.zeros((1, *images.shape[1:]), images.dtype))
-    return [_read(env, key) for key in split.constants], residuals
+    return read(split.constants, env), residuals
 
 
 def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value):

@@ -12,8 +12,9 @@ import numpy as np
 
 from jfi import bits
 from jfi.compiling import jit
-from jfi.engine import Engine, by_site, close, rounding, take
+from jfi.engine import Engine, by_site, take
 from jfi.faults import Faults
+from jfi.golden import close, rounding
 from jfi.outcomes import CRITICAL, classify
 
 BATCH = 32  # pairs of one call, run one after another

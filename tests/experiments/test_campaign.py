@@ -16,7 +16,7 @@ import jfi
 import nets
 from experiments import campaign, target
 from jfi import campaign as jfi_campaign
-from jfi import engine, records
+from jfi import engine, golden, records
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--sites=fc3/kernel", "--images=20", "--verify=50")
@@ -28,7 +28,7 @@ SHARD = 512  # faults, so that a campaign has many
 def quick(monkeypatch):
     """Many small shards; no measuring of this machine."""
     monkeypatch.setattr(jfi_campaign, "SHARD_FAULTS", (SHARD, SHARD))
-    monkeypatch.setattr(engine, "golden_rate", lambda network, images: 1e4)
+    monkeypatch.setattr(golden, "golden_rate", lambda network, images: 1e4)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def exhaustive(script, lenet_weights, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("exhaustive")
     with (
         mock.patch.object(jfi_campaign, "SHARD_FAULTS", (SHARD, SHARD)),
-        mock.patch.object(engine, "golden_rate", lambda network, images: 1e4),
+        mock.patch.object(golden, "golden_rate", lambda network, images: 1e4),
     ):
         ended = script(campaign, *flags_of(workdir, lenet_weights, "exhaustive"))
     assert ended.status == 0, ended.err

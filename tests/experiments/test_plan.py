@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import plan
-from jfi import engine
+from jfi import golden
 
 # Ruospo et al., DATE 2023, Table I: faults, network-wise, layer-wise and data-unaware samples of
 # layers 0 to 19. Layer 11 is printed with 9,226 words, ten too many: it has the shape of layer 10.
@@ -23,7 +23,7 @@ TABLE_I = (
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch):
     """Measuring this machine's takes seconds, and is tested where campaigns are."""
-    monkeypatch.setattr(engine, "golden_rate", lambda network, images: 1e4)
+    monkeypatch.setattr(golden, "golden_rate", lambda network, images: 1e4)
 
 
 def planned(script, *arguments: str) -> dict:
