@@ -81,8 +81,11 @@ def profile(runner: Engine, faults: Faults, measure: str) -> dict:
     if measure == "full":
         pieces = _full_pieces(runner)
     else:
-        leaves = [runner.network.positions[site.name] for site in runner.sites]
-        pruner = Pruner(runner.network.program, runner.network.leaves, leaves, runner.images, 0)
+        network = runner.network
+        leaves = [network.positions[site.name] for site in runner.sites]
+        pruner = Pruner(
+            network.program, network.leaves, leaves, runner.images, runner.hardware, kept=0
+        )
         pieces = _pruned_pieces(runner, pruner)
         stages["golden values and bound maps"] = median_seconds(_maps(runner, pruner))
     rows = [

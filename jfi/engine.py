@@ -16,10 +16,11 @@ import numpy as np
 
 from jfi import bits, outcomes
 from jfi.chunks import blocks, chunk_size, chunks, filled_up
-from jfi.compiling import jit
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
 from jfi.golden import golden_run
+from jfi.hardware import SHARED, SPREAD, Hardware
+from jfi.hardware import hardware as all_devices
 from jfi.outcomes import Outcomes
 from jfi.prune import Block as PrunerBlock
 from jfi.prune import Line, Pruner
@@ -56,23 +57,23 @@ class Pairs(NamedTuple):
 class SiteProgram:
     """The two compiled programs of one site; `chunk` pairs are run at a time."""
 
-    def __init__(self, parts: Split):
-        self.parts = parts
-        self.chunk = chunk_size(parts.live)
-        self._prefix = jit(partial(prefix, parts))
-        self._suffix = jit(partial(_run_chunk, parts))
+    def __init__(self, parts: Split, hardware: Hardware):
+        self.parts, self._hardware = parts, hardware
+        self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes)
+        self._prefix = hardware.jit_golden(partial(prefix, parts))
+        self._suffix = hardware.jit(partial(_run_chunk, parts), *_RUN_CHUNK)
 
     def load(self, leaves, images: np.ndarray, labels: np.ndarray, start: int = 0) -> Block:
         """Run the prefix on images [b, ...], which are those from number `start` on."""
         constants, residuals = self._prefix(leaves, images)
         out = self.parts.program.out.aval
         blank = np.zeros((len(images), out.shape[1]), out.dtype)
-        block = Block(start, constants, residuals, blank, jax.device_put(labels))
+        block = Block(start, constants, residuals, *self._hardware.share((blank, labels)))
         # The word 0 at its golden value: what "equal to golden" is judged against.
         leaf = np.asarray(leaves[self.parts.leaf])
         at = np.zeros((len(images), leaf.ndim), np.int32)
         same = self.run(block, at, np.full(len(images), leaf.flat[0]), np.arange(len(images)))
-        return block._replace(logits=jax.device_put(same.logits))
+        return block._replace(logits=self._hardware.share(same.logits))
 
     def run(self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray) -> Pairs:
         """Run P pairs: the word at index `at` [P, rank] set to `value` [P].
@@ -90,6 +91,9 @@ class SiteProgram:
         done.extend(jax.device_get(list(pending)))
         codes, logits = (np.concatenate(column)[: image.size] for column in zip(*done, strict=True))
         return Pairs(codes, logits)
+
+
+_RUN_CHUNK = (SHARED, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD)
 
 
 def _run_chunk(parts: Split, constants, residuals, golden, labels, image, at, value):
@@ -110,6 +114,7 @@ class Engine:
       sites: the sites that faults name by position.
       memory: bytes of golden values kept on the device at a time; where all images do not fit
         they are taken in blocks.
+      hardware: what to run on, by default all local devices.
 
     Raises:
       InputError: images or labels of the wrong shape or range; a golden output that is not
@@ -117,14 +122,23 @@ class Engine:
     """
 
     def __init__(
-        self, network: Network, images, labels, sites: tuple[Site, ...], *, memory: int = MEMORY
+        self,
+        network: Network,
+        images,
+        labels,
+        sites: tuple[Site, ...],
+        *,
+        memory: int = MEMORY,
+        hardware: Hardware | None = None,
     ):
         self.network = network
+        self.hardware = all_devices() if hardware is None else hardware
         self.images = _check_images(network, images)
         self.golden = golden_run(network, self.images)
         self.labels = _check_labels(labels, self.golden.logits.shape)
         self.sites = tuple(sites)
         self._memory = memory
+        self._leaves = self.hardware.share(network.leaves)
         self._programs: dict[int, SiteProgram] = {}
         self._loaded: tuple[int, Block] | None = None
         self._at_cuts: tuple[np.ndarray, PrunerBlock] | None = None
@@ -248,10 +262,9 @@ class Engine:
                 start.run(line, block.golden[number], at, faulty[row], pair, image.astype(np.int32))
         line.drain()
         for pair, found in ends:
-            codes.flat[pair] = np.asarray(found)[: pair.size]
-        return np.concatenate([pair for pair, _ in ends] or [np.empty(0, np.int64)]) // len(
-            self.images
-        )
+            codes.flat[pair[pair >= 0]] = np.asarray(found)[pair >= 0]
+        arrived = np.concatenate([pair for pair, _ in ends] or [np.empty(0, np.int64)])
+        return arrived[arrived >= 0] // len(self.images)
 
     def _radii(self, site: int, images, faults: int, wanted) -> np.ndarray | None:
         """Codes of certified radii [words, b] or None; of the images `wanted` of all [F, b]."""
@@ -301,7 +314,8 @@ class Engine:
     def program(self, site: int) -> SiteProgram:
         """The compiled programs of a site, by its position in `sites`."""
         if site not in self._programs:
-            self._programs[site] = SiteProgram(split(self.network.program, self._leaf(site)))
+            parts = split(self.network.program, self._leaf(site))
+            self._programs[site] = SiteProgram(parts, self.hardware)
         return self._programs[site]
 
     def image_blocks(self, site: int) -> list[slice]:
@@ -320,7 +334,7 @@ class Engine:
             size = self.image_blocks(site)[0].stop
             rows = filled_up(np.arange(part.start, part.stop), size)
             block = self.program(site).load(
-                self.network.leaves, self.images[rows], self.labels[rows], part.start
+                self._leaves, self.images[rows], self.labels[rows], part.start
             )
             self._loaded = site, block
         return self._loaded[1]
@@ -342,7 +356,7 @@ class Engine:
     def _pruner(self) -> Pruner:
         network, leaves = self.network, [self._leaf(site) for site in range(len(self.sites))]
         half = self._memory // 2  # the other half is golden values
-        return Pruner(network.program, network.leaves, leaves, self.images, half)
+        return Pruner(network.program, network.leaves, leaves, self.images, self.hardware, half)
 
     def _pruned_block(self) -> int:
         """Images of a block: their golden values fit."""

@@ -18,15 +18,22 @@ import numpy as np
 from jax import lax
 
 from jfi import certify, outcomes
-from jfi.chunks import chunk_size, chunks, filled_up
-from jfi.compiling import jit
+from jfi.chunks import chunk_size, chunks, dealt, filled_up
+from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import Program, nbytes, run, section
 from jfi.radii import Radii, Shelf
 from jfi.split import Split, image_bytes, read, split, suffix
 
-BUFFER = 64 << 20  # bytes of values that wait at one cut
+BUFFER = 64 << 20  # bytes of values that wait at one cut on a device
 TRIAL = 8  # images on which it is tried what maps are worth
 MOVE = 100  # operations in the time that a byte of the largest value takes on its way
+
+
+# Which arguments of the functions at the end are spread over devices.
+_START = (SPREAD, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED)
+_WHOLE = (SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED, SHARED)
+_ADVANCE = (SPREAD, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED)
+_FINISH = (SHARED, SPREAD, SPREAD, SPREAD, SHARED, SHARED)
 
 
 class Cut(NamedTuple):
@@ -56,6 +63,7 @@ class Pruner:
       program, leaves: the network.
       sites: numbers of the parameter leaves that are faulted.
       images: [B, ...] as the network takes them; the first few are tried.
+      hardware: what to run on.
       kept: bytes of certified radii to keep on the host.
     """
 
@@ -65,19 +73,24 @@ class Pruner:
         leaves: Sequence[Any],
         sites: Sequence[int],
         images: np.ndarray,
+        hardware: Hardware,
         kept: int,
     ):
-        self.program, self.leaves = program, leaves
-        self.cuts, self._maps = _useful(program, leaves, images[:TRIAL])
+        self.program, self.hardware = program, hardware
+        self.leaves = hardware.share(leaves)
+        self.cuts, self._maps = _useful(program, self.leaves, images[:TRIAL], hardware)
         ends = [*self.cuts[1:], None]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
-        self.chunks = [chunk_size(_live(stretch)) for stretch in stretches]
-        self._advance = [jit(partial(_advance, s), donate_argnums=(0,)) for s in stretches[:-1]]
-        self._finish = jit(partial(_finish, stretches[-1])) if stretches else None
+        self.chunks = [chunk_size(_live(s), hardware.chunk_bytes) for s in stretches]
+        self.advance = [
+            hardware.jit(partial(_advance, s), *_ADVANCE, donate_argnums=(0,))
+            for s in stretches[:-1]
+        ]
+        self.finish = hardware.jit(partial(_finish, stretches[-1]), *_FINISH) if stretches else None
         shelf = Shelf(kept)
         self.starts = [SiteStart(self, leaf, shelf) for leaf in sites]
         parts = [start.parts for start in self.starts]
-        self._golden = jit(partial(_golden, program, self.cuts, parts))
+        self._golden = hardware.jit_golden(partial(_golden, program, self.cuts, parts))
 
     def image_bytes(self) -> int:
         """Bytes that `load` keeps for one image."""
@@ -89,7 +102,7 @@ class Pruner:
         values, golden = self._golden(self.leaves, images)
         maps = [maps(self.leaves, images) for maps in self._maps]
         cuts = [Cut(*pair) for pair in zip(values, maps, strict=True)]
-        return Block(cuts, golden, jax.device_put(logits), jax.device_put(labels))
+        return Block(cuts, golden, *self.hardware.share((logits, labels)))
 
     def first_cut(self, leaf: int) -> int:
         """Number of the first cut after the last use of a leaf; as many as there are if none."""
@@ -100,78 +113,91 @@ class Pruner:
         return len(self.cuts)
 
 
+class Waiting(NamedTuple):
+    """A chunk that waits at a cut: P = devices x `size` pairs, from row `offset` of each device on.
+
+    proven bool [P]; pair int64 [P], -1 for none; image int32 [P], of the block.
+    """
+
+    offset: int
+    size: int
+    proven: Any
+    pair: np.ndarray
+    image: np.ndarray
+
+
 class Line:
     """Pairs on their way through the stretches, for one block of images.
 
     `put` adds the values of a chunk of pairs at a cut; `drain` brings all to an end and hands
-    each pair that came as far as the logits to `arrive(pair, codes)`.
+    each chunk that came as far as the logits to `arrive(pair, codes)`. A pair stays on its device.
     """
 
     def __init__(self, pruner: Pruner, block: Block, arrive: Callable[[Any, Any], None]):
         self.pruner, self.block, self.arrive = pruner, block, arrive
-        self.waiting: list[list[tuple[int, Any, np.ndarray, np.ndarray]]] = [
-            [] for _ in pruner.cuts
-        ]
+        self.waiting: list[list[Waiting]] = [[] for _ in pruner.cuts]
         self.buffers: list[Any] = [None] * len(pruner.cuts)
-        self.filled = [0] * len(pruner.cuts)
 
     def put(
         self, cut: int, step: Callable[[Any, int, Cut], tuple[Any, Any]], size: int, pair, image
     ):
-        """Run `step(buffer, offset, cut) -> (buffer, proven [size])`, for P <= size pairs."""
+        """Run `step(buffer, offset, cut) -> (buffer, proven [P])`, for `size` pairs a device.
+
+        Args:
+          pair: int64 [P], -1 for none.
+        """
         if self.buffers[cut] is None:
-            self.buffers[cut] = self._empty(cut)
-        if self.filled[cut] + size > len(self.buffers[cut]):
+            self.buffers[cut] = self.pruner.hardware.zeros(self._rows(cut), self._aval(cut))
+        if self._filled(cut) + size > self._rows(cut):
             self._drain_one(cut)
-        offset = self.filled[cut]
+        offset = self._filled(cut)
         self.buffers[cut], proven = step(self.buffers[cut], offset, self.block.cuts[cut])
-        self.waiting[cut].append((offset, proven, pair, image))
-        self.filled[cut] += size
+        self.waiting[cut].append(Waiting(offset, size, proven, pair, image))
 
     def drain(self) -> None:
         """Run every waiting pair to its end."""
         for cut in range(len(self.waiting)):
             self._drain_one(cut)
 
+    def _filled(self, cut: int) -> int:
+        return sum(self.waiting[cut][-1][:2]) if self.waiting[cut] else 0
+
+    def _aval(self, cut: int):
+        return self.pruner.cuts[cut].aval
+
+    def _rows(self, cut: int) -> int:
+        """Rows of the buffer at a cut, on each device."""
+        return max(2 * max(self.pruner.chunks), BUFFER // nbytes(self._aval(cut)))
+
     def _drain_one(self, cut: int) -> None:
-        row, pair, image = self._survivors(cut)
-        last = cut == len(self.waiting) - 1
-        size = self.pruner.chunks[cut]
-        for part in chunks(row.size, size):
-            (self._end if last else self._on)(cut, row[part], pair[part], image[part])
-        self.waiting[cut], self.filled[cut] = [], 0
+        device, row, pair, image = self._survivors(cut)
+        self.waiting[cut] = []
+        run = self._end if cut == len(self.waiting) - 1 else self._on
+        for some in dealt(device, self.pruner.hardware.count, self.pruner.chunks[cut]):
+            run(cut, row[some], np.where(some < 0, -1, pair[some]), image[some])
 
     def _survivors(self, cut: int) -> tuple[np.ndarray, ...]:
-        """Rows of the buffer whose pairs are not proven, and these pairs."""
-        found = [[np.empty(0, np.int32)] * 3]
-        for offset, proven, pair, image in self.waiting[cut]:
-            left = np.flatnonzero(~np.asarray(proven)[: pair.size])
-            found.append([(offset + left).astype(np.int32), pair[left], image[left]])
+        """Device, row of its buffer, pair and image of the pairs that are not proven."""
+        found = [[np.empty(0, np.int32)] * 4]
+        for offset, size, proven, pair, image in self.waiting[cut]:
+            left = np.flatnonzero(~np.asarray(proven) & (pair >= 0))
+            device, row = np.divmod(left.astype(np.int32), np.int32(size))
+            found.append([device, np.int32(offset) + row, pair[left], image[left]])
         return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
     def _on(self, cut: int, row, pair, image) -> None:
-        size, source = self.pruner.chunks[cut], self.buffers[cut]
-        row, number = filled_up(row, size), filled_up(image, size)
+        source = self.buffers[cut]
 
         def step(buffer, offset, golden):
-            advance = self.pruner._advance[cut]
-            return advance(buffer, offset, self.pruner.leaves, source, row, number, golden)
+            advance = self.pruner.advance[cut]
+            return advance(buffer, offset, self.pruner.leaves, source, row, image, golden)
 
-        self.put(cut + 1, step, size, pair, image)
+        self.put(cut + 1, step, self.pruner.chunks[cut], pair, image)
 
     def _end(self, cut: int, row, pair, image) -> None:
-        size = self.pruner.chunks[cut]
-        codes = self.pruner._finish(
-            self.pruner.leaves, self.buffers[cut], filled_up(row, size), filled_up(image, size),
-            self.block.logits, self.block.labels,
-        )  # fmt: skip
+        golden = self.block.logits, self.block.labels
+        codes = self.pruner.finish(self.pruner.leaves, self.buffers[cut], row, image, *golden)
         self.arrive(pair, codes)
-
-    def _empty(self, cut: int):
-        aval = self.pruner.cuts[cut].aval
-        most = max(self.pruner.chunks) * 2
-        rows = max(most, BUFFER // nbytes(aval))
-        return jnp.zeros((rows, *aval.shape), aval.dtype)
 
 
 class SiteStart:
@@ -181,39 +207,43 @@ class SiteStart:
     """
 
     def __init__(self, pruner: Pruner, leaf: int, shelf: Shelf):
-        self.pruner = pruner
+        self.pruner, hardware = pruner, pruner.hardware
         self.cut = pruner.first_cut(leaf)
         end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
         self.parts = split(section(pruner.program, end=end), leaf)
-        self.chunk = chunk_size(self.parts.live)
-        self._start = jit(partial(_start, self.parts), donate_argnums=(0,))
-        self._whole = jit(partial(_whole, self.parts))
+        self.chunk = chunk_size(self.parts.live, hardware.chunk_bytes)
+        self._start = hardware.jit(partial(_start, self.parts), *_START, donate_argnums=(0,))
+        self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
         pair = self.parts.flops + MOVE * self.parts.live
-        self.radii = Radii(pruner.program, pruner.leaves, leaf, pair, shelf)
+        self.radii = Radii(pruner.program, pruner.leaves, leaf, pair, hardware, shelf)
 
     def run(self, line: Line, golden: tuple[Any, Any], at, value, pair, image) -> None:
         """Send P pairs on their way: word `at` [P, rank] set to `value` [P], on `image` [P]."""
-        for part in chunks(pair.size, self.chunk):
-            full = [filled_up(column[part], self.chunk) for column in (image, at, value)]
+        size = self.pruner.hardware.count * self.chunk
+        for part in chunks(pair.size, size):
+            numbers = filled_up(pair[part], size, -1)
+            full = [filled_up(column[part], size) for column in (image, at, value)]
             if self.cut < len(self.pruner.cuts):
                 step = partial(self._step, golden, full)
-                line.put(self.cut, step, self.chunk, pair[part], image[part])
+                line.put(self.cut, step, self.chunk, numbers, full[0])
             else:
-                block = line.block
-                line.arrive(pair[part], self._whole(*golden, *full, block.logits, block.labels))
+                ends = line.block.logits, line.block.labels
+                line.arrive(numbers, self._whole(*golden, *full, *ends))
 
     def _step(self, golden, full, buffer, offset, cut: Cut):
         return self._start(buffer, offset, *golden, *full, cut)
 
 
-def _useful(program: Program, leaves, images) -> tuple[list[Any], list[Callable]]:
+def _useful(
+    program: Program, leaves, images, hardware: Hardware
+) -> tuple[list[Any], list[Callable]]:
     """The cuts from the first on whose maps certify anything, and what makes their maps.
 
     Bounds grow with the distance to the logits, so those before it would certify nothing.
     """
     found: list[tuple[Any, Callable]] = []
     for cut in reversed(certify.cuts(program)):
-        maps = jit(partial(_maps, program, cut))
+        maps = hardware.jit_golden(partial(_maps, program, cut))
         if not certify.is_useful(maps(leaves, images)):
             break
         found.insert(0, (cut, maps))

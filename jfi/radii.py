@@ -16,7 +16,7 @@ import numpy as np
 
 from jfi import bits, certify
 from jfi.chunks import chunks, filled_up
-from jfi.compiling import jit
+from jfi.hardware import Hardware
 from jfi.program import Program, flops, run, section
 
 GROUP = 8  # images that radii are made of at a time
@@ -51,11 +51,18 @@ class Radii:
       program, leaves: the network.
       leaf: the parameter leaf of the site.
       pair_flops: operations that a pair takes that is not certified.
+      hardware: what to make them on.
       shelf: where codes are kept, shared by all sites.
     """
 
     def __init__(
-        self, program: Program, leaves: Sequence[Any], leaf: int, pair_flops: int, shelf: Shelf
+        self,
+        program: Program,
+        leaves: Sequence[Any],
+        leaf: int,
+        pair_flops: int,
+        hardware: Hardware,
+        shelf: Shelf,
     ):
         self._leaves, self._leaf, self._shelf = leaves, leaf, shelf
         self._product = certify.product(program, leaf)
@@ -64,7 +71,7 @@ class Radii:
         if self._product is not None:
             rest = section(program, self._product.outvars[0])
             self._flops = 2 * len(certify.SCALES) * flops(rest.eqns)
-            self._make = jit(partial(_radii, program, self._product, leaf))
+            self._make = hardware.jit_golden(partial(_radii, program, self._product, leaf))
 
     def where_worth(self, key: Hashable, images: np.ndarray, faults: int) -> np.ndarray | None:
         """Codes [words, b] for images [b, ...]; None while they would cost more than they save.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import jfi
 from jfi import radii
+from jfi.hardware import hardware
 
 SIZES = st.floats(0, float("inf"), width=32) | st.just(float("nan"))
 
@@ -52,7 +53,7 @@ def site():
 
     def make(pair_flops):
         shelf = radii.Shelf(1 << 20)
-        return radii.Radii(network.program, network.leaves, 0, pair_flops, shelf)
+        return radii.Radii(network.program, network.leaves, 0, pair_flops, hardware(), shelf)
 
     return make, images
 

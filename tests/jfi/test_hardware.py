@@ -1,0 +1,59 @@
+"""jfi.hardware: several devices give the outcomes of one."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+SCRIPT = """
+import jax, numpy as np
+import jfi
+from jfi import bits
+from jfi.faults import Faults
+from jfi.hardware import hardware
+
+def conv(x, w, stride):
+    return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+def apply(params, x):
+    x = jax.nn.relu(conv(x, params["a"], 1))
+    x = jax.nn.relu(conv(x, params["b"], 2))
+    x = jax.nn.relu(conv(x, params["c"], 2))
+    return x.mean((1, 2)) @ params["d"]
+
+rng = np.random.default_rng(0)
+shapes = dict(a=(3, 3, 2, 4), b=(3, 3, 4, 4), c=(3, 3, 4, 8), d=(8, 5))
+params = {name: rng.normal(0, .3, shape).astype(np.float32) for name, shape in shapes.items()}
+images = rng.normal(size=(13, 8, 8, 2)).astype(np.float32)
+labels = rng.integers(0, 5, 13)
+network = jfi.network(apply, params, images[0])
+sites = jfi.select(network)
+space = jfi.FaultSpace(sites, (0, 1))
+faults = space.decode(np.sort(rng.choice(space.size, 3000, replace=False)))
+devices = jax.local_devices()
+assert len(devices) == 4
+found = {}
+for count in (1, 3, 4):
+    engine = jfi.Engine(network, images, labels, sites, hardware=hardware(devices[:count]))
+    found[count] = {m: engine.run(faults, m, keep_bits=True) for m in jfi.engine.MEASURES}
+    assert engine.hardware.count == count
+for count in (3, 4):
+    for measure in found[1]:
+        for one, many in zip(found[1][measure], found[count][measure], strict=True):
+            assert np.array_equal(one, many), (count, measure, one, many)
+assert (found[1]["full"].critical > 0).sum() > 30
+assert found[1]["critical"].certified.sum() > 1000
+print("same")
+"""
+
+
+def test_four_devices_give_the_outcomes_of_one():
+    """In a process of its own: the number of host devices is fixed when JAX starts."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(SCRIPT)],
+        capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert found.stdout == "same\n", found.stderr
