@@ -381,7 +381,8 @@ def _measure() -> tuple[str, dict]:
     faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
 
     def build(images, labels):
-        return Engine(network, images, labels, sites, memory=args.memory * MEBIBYTE)
+        memory, hardware = args.memory * MEBIBYTE, cli.machine()
+        return Engine(network, images, labels, sites, memory=memory, hardware=hardware)
 
     if args.growth:
         return "growth", costs.growth(build, images, labels, faults, args.measure)

@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from jfi import tuning
 from jfi.errors import InputError
+from jfi.hardware import Hardware, hardware
 from nets import NetError
 
 HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
@@ -90,14 +92,29 @@ def _choices(flag: flags.Flag) -> list[str]:
     return getattr(flag.parser, "enum_values", [])
 
 
+def machine() -> Hardware:
+    """All local devices, with the chunk size that is fastest on them."""
+    folder = _cache_folder()
+    if folder is None:
+        return hardware()
+    return hardware(chunk_bytes=tuning.chunk_bytes(folder / "chunks.json"))
+
+
 def _cache_compilations() -> None:
     """Keep compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
     if jax.config.jax_compilation_cache_dir is None:
-        try:
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            folder = Path(home) / "jfi" / "xla"
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError):  # nowhere to keep them: compiled anew each time
+        folder = _cache_folder()
+        if folder is None:  # nowhere to keep them: compiled anew each time
             return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _cache_folder() -> Path | None:
+    """Where things are kept between runs; None if it can't be made."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jfi"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder

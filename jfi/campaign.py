@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jfi import estimates, outcomes, records, sites
-from jfi.engine import Engine, take
+from jfi.engine import Engine, check_measure, take
 from jfi.errors import InputError
 from jfi.estimates import Estimate
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
@@ -32,6 +32,7 @@ TOLD = {
     "critical": ("critical", "non_finite", "correct"),
     "full": (*outcomes.CLASSES, "non_critical", "critical", "correct"),
 }
+AUDIT = 2000  # pairs of a screened campaign that are run again at least
 LISTED = "listed"  # the name under which an explicit fault list is run
 PACKAGES = ("jfi", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
 
@@ -139,6 +140,7 @@ def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str,
         "images": len(engine.images),
         "quantile": plan.request.quantile,
         "precision": "float32 products in full (no TF32)",
+        "screen": engine.screen,
         "device": {"platform": device.platform, "kind": device.device_kind},
         "versions": {"python": platform.python_version(), **_versions()},
     }
@@ -160,7 +162,8 @@ def run(
     Args:
       config: the flags of the campaign; one that differs from the directory's is refused.
       measure: what is asked of every fault (`Engine.run`).
-      verify_pairs: pairs to run again naively at the end (`jfi.verify`).
+      verify_pairs: pairs to run again naively at the end (`jfi.verify`); where the engine screens,
+        at least `AUDIT`.
       keep_bits: record which images each fault is critical for.
 
     Returns:
@@ -169,9 +172,11 @@ def run(
       `pairs` (of the sample, by outcome) and `run` (seconds and verdicts of this call).
 
     Raises:
-      InputError: the work directory can't be used, or holds another campaign.
+      InputError: the work directory can't be used, or holds another campaign; a measure that is
+        unknown or can't be screened.
       OSError: a write failed; what was recorded before stays.
     """
+    check_measure(measure, engine.screen)
     path = records.open_workdir(workdir, manifest(plan, engine, config))
     ids, size = drawn(plan), _shard_size(len(engine.images), measure)
     tally = _Tally(plan, len(engine.images), measure)
@@ -188,13 +193,14 @@ def run(
         so_far = tally.estimate(("network",))[0]
         progress(Progress(ran + resumed, plan.injections, resumed, so_far))
     seconds = time.perf_counter() - started
-    checked = _verify(plan, engine, ids, verify_pairs, measure)
+    least = AUDIT if engine.screen else 0
+    checked = _verify(plan, engine, ids, max(verify_pairs, least), measure)
     summary = {
         "population": int(plan.population.sum()),
         "injections": plan.injections,
         "images": len(engine.images),
         "estimates": [estimate._asdict() for estimate in tally.estimate()],
-        "verify": checked._asdict(),
+        "verify": {**checked._asdict(), "bound": checked.bound},
         "decided": tally.decided,
         "pairs": tally.pairs,
         "run": {

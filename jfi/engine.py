@@ -7,7 +7,7 @@ only critical or not is asked, pairs run from cut to cut and leave when proven (
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jfi import bits, outcomes
+from jfi import screen as screening
 from jfi.chunks import blocks, chunk_size, chunks, filled_up
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
@@ -22,6 +23,7 @@ from jfi.golden import golden_run
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.hardware import hardware as all_devices
 from jfi.outcomes import Outcomes
+from jfi.program import bind
 from jfi.prune import Block as PrunerBlock
 from jfi.prune import Line, Pruner
 from jfi.radii import code, distance
@@ -57,11 +59,15 @@ class Pairs(NamedTuple):
 class SiteProgram:
     """The two compiled programs of one site; `chunk` pairs are run at a time."""
 
-    def __init__(self, parts: Split, hardware: Hardware):
+    def __init__(self, parts: Split, hardware: Hardware, reduced: Callable | None):
         self.parts, self._hardware = parts, hardware
         self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes)
         self._prefix = hardware.jit_golden(partial(prefix, parts))
-        self._suffix = hardware.jit(partial(_run_chunk, parts), *_RUN_CHUNK)
+        # In full, and in reduced precision.
+        self._suffix = [
+            hardware.jit(partial(_run_chunk, parts, evaluate), *_RUN_CHUNK)
+            for evaluate in (bind, reduced or bind)
+        ]
 
     def load(self, leaves, images: np.ndarray, labels: np.ndarray, start: int = 0) -> Block:
         """Run the prefix on images [b, ...], which are those from number `start` on."""
@@ -75,17 +81,20 @@ class SiteProgram:
         same = self.run(block, at, np.full(len(images), leaf.flat[0]), np.arange(len(images)))
         return block._replace(logits=self._hardware.share(same.logits))
 
-    def run(self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray) -> Pairs:
+    def run(
+        self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray, reduced=False
+    ) -> Pairs:
         """Run P pairs: the word at index `at` [P, rank] set to `value` [P].
 
         Args:
           image: int [P], positions in the block.
+          reduced: in reduced precision.
         """
         done, pending = [], deque()
         for part in chunks(image.size, self.chunk):
             columns = (image.astype(np.int32), at, value)
             full = (filled_up(column[part], self.chunk) for column in columns)
-            pending.append(self._suffix(*block[1:], *full))
+            pending.append(self._suffix[reduced](*block[1:], *full))
             if len(pending) > IN_FLIGHT:
                 done.append(jax.device_get(pending.popleft()))
         done.extend(jax.device_get(list(pending)))
@@ -96,9 +105,9 @@ class SiteProgram:
 _RUN_CHUNK = (SHARED, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD)
 
 
-def _run_chunk(parts: Split, constants, residuals, golden, labels, image, at, value):
+def _run_chunk(parts: Split, evaluate, constants, residuals, golden, labels, image, at, value):
     def one(image, at, value):
-        return suffix(parts, constants, residuals, image, list(at), value)[0]
+        return suffix(parts, constants, residuals, image, list(at), value, evaluate)[0]
 
     logits = jax.vmap(one)(image, at, value)
     return outcomes.classify(golden[image], logits, labels[image]), logits
@@ -115,10 +124,12 @@ class Engine:
       memory: bytes of golden values kept on the device at a time; where all images do not fit
         they are taken in blocks.
       hardware: what to run on, by default all local devices.
+      screen: a name of `jfi.screen.REDUCED`: the measures critical and detect then run pairs in
+        that precision first, and in full where it leaves a doubt.
 
     Raises:
       InputError: images or labels of the wrong shape or range; a golden output that is not
-        finite, or that depends on the other images of the batch.
+        finite, or that depends on the other images of the batch; an unknown screen.
     """
 
     def __init__(
@@ -130,8 +141,9 @@ class Engine:
         *,
         memory: int = MEMORY,
         hardware: Hardware | None = None,
+        screen: str | None = None,
     ):
-        self.network = network
+        self.network, self.screen = network, _check_screen(screen)
         self.hardware = all_devices() if hardware is None else hardware
         self.images = _check_images(network, images)
         self.golden = golden_run(network, self.images)
@@ -154,10 +166,9 @@ class Engine:
           keep_bits: also keep which images each fault is critical for.
 
         Raises:
-          InputError: an unknown measure.
+          InputError: an unknown measure; `full` of an engine that screens.
         """
-        if measure not in MEASURES:
-            raise InputError(f"measure {measure!r} is unknown; choose from {', '.join(MEASURES)}")
+        check_measure(measure, self.screen)
         codes = np.empty((faults.site.size, len(self.images)), np.uint8)
         # A fault that leaves its word as it is needs no run: masked, and top-1 is the golden one.
         codes[:] = np.where(self.golden.top1 == self.labels, outcomes.CORRECT, 0)
@@ -244,6 +255,26 @@ class Engine:
         block = self._load_cuts(filled_up(images, size))
         ends: list[tuple[np.ndarray, Any]] = []
         line = Line(self._pruner, block, lambda pair, found: ends.append((pair, found)))
+        for number, row, image, faulty in self._left(faults, todo, images, only):
+            pair = row * np.int64(len(self.images)) + images[image]
+            own = take(faults, row)
+            if self.screen:
+                ends.append((pair, self._screened(own, images[image])))
+            else:
+                at = _positions(own.index, self.sites[number].shape)
+                golden = block.golden[number]
+                self._pruner.starts[number].run(line, golden, at, faulty, pair, image)
+        line.drain()
+        for pair, found in ends:
+            codes.flat[pair[pair >= 0]] = np.asarray(found)[pair >= 0]
+        arrived = np.concatenate([pair for pair, _ in ends] or [np.empty(0, np.int64)])
+        return arrived[arrived >= 0] // len(self.images)
+
+    def _left(self, faults, todo, images, only) -> Iterator[tuple[int, Any, Any, Any]]:
+        """The pairs of faults `todo` on `images` that no radius certifies, some at a time.
+
+        That is (site, row of the fault [P], int32 position in `images` [P], faulty value [P]).
+        """
         for number, rows in by_site(faults, todo):
             wanted = None if only is None else only[np.ix_(rows, images)]
             radii = self._radii(number, images, rows.size, wanted)
@@ -256,15 +287,27 @@ class Engine:
                 if wanted is not None:
                     near |= ~wanted[some]
                 row, image = np.nonzero(~near)
-                pair = rows[some][row] * np.int64(len(self.images)) + images[image]
-                at = _positions(own.index[row], self.sites[number].shape)
-                start = self._pruner.starts[number]
-                start.run(line, block.golden[number], at, faulty[row], pair, image.astype(np.int32))
-        line.drain()
-        for pair, found in ends:
-            codes.flat[pair[pair >= 0]] = np.asarray(found)[pair >= 0]
-        arrived = np.concatenate([pair for pair, _ in ends] or [np.empty(0, np.int64)])
-        return arrived[arrived >= 0] // len(self.images)
+                yield number, rows[some][row], image.astype(np.int32), faulty[row]
+
+    def _screened(self, faults: Faults, image: np.ndarray) -> np.ndarray:
+        """Codes of P pairs by reduced precision, and in full where it leaves a doubt."""
+        found = self.pairs(faults, image, reduced=True)
+        doubt = np.flatnonzero(screening.doubtful(found.logits, self._threshold))
+        found.codes[doubt] = self.pairs(take(faults, doubt), image[doubt]).codes
+        return found.codes
+
+    @cached_property
+    def _threshold(self) -> float:
+        """`jfi.screen.threshold` of flips of all bits, all over the sites and the images."""
+        each = -(-screening.PAIRS // len(self.sites))
+        words = [np.arange(each) * site.words // each for site in self.sites]
+        bit = [np.arange(each) % site.width for site in self.sites]
+        number = np.repeat(np.arange(len(self.sites)), each)
+        flip = np.full(number.size, bits.FLIP, np.int8)
+        faults = Faults(number, np.concatenate(words), np.concatenate(bit), flip)
+        image = np.arange(number.size) % len(self.images)
+        both = (self.pairs(faults, image, reduced=way).logits for way in (False, True))
+        return screening.threshold(*both)
 
     def _radii(self, site: int, images, faults: int, wanted) -> np.ndarray | None:
         """Codes of certified radii [words, b] or None; of the images `wanted` of all [F, b]."""
@@ -279,8 +322,12 @@ class Engine:
         found[:, some] = codes
         return found
 
-    def pairs(self, faults: Faults, image: np.ndarray) -> Pairs:
-        """Run P pairs in full: the k-th fault on image `image[k]`, whatever the fault does."""
+    def pairs(self, faults: Faults, image: np.ndarray, *, reduced: bool = False) -> Pairs:
+        """Run P pairs to the logits: the k-th fault on image `image[k]`, whatever it does.
+
+        Args:
+          reduced: in the precision of the screen.
+        """
         golden = self.golden.logits
         logits = np.empty((image.size, golden.shape[1]), golden.dtype)
         found = Pairs(np.empty(image.size, np.uint8), logits)
@@ -292,7 +339,8 @@ class Engine:
                 if inside.size:
                     block = self._load(number, part)
                     local = image[rows[inside]] - part.start
-                    done = self.program(number).run(block, at[inside], faulty[inside], local)
+                    program = self.program(number)
+                    done = program.run(block, at[inside], faulty[inside], local, reduced)
                     found.codes[rows[inside]], found.logits[rows[inside]] = done
         return found
 
@@ -315,7 +363,8 @@ class Engine:
         """The compiled programs of a site, by its position in `sites`."""
         if site not in self._programs:
             parts = split(self.network.program, self._leaf(site))
-            self._programs[site] = SiteProgram(parts, self.hardware)
+            reduced = screening.REDUCED.get(self.screen)
+            self._programs[site] = SiteProgram(parts, self.hardware, reduced)
         return self._programs[site]
 
     def image_blocks(self, site: int) -> list[slice]:
@@ -362,6 +411,21 @@ class Engine:
         """Images of a block: their golden values fit."""
         most = self._memory // 2 // self._pruner.image_bytes()
         return blocks(len(self.images), most)[0].stop
+
+
+def check_measure(measure: str, screen: str | None = None) -> None:
+    """Raises InputError for an unknown measure, or one that can't be screened."""
+    if measure not in MEASURES:
+        raise InputError(f"measure {measure!r} is unknown; choose from {', '.join(MEASURES)}")
+    if screen and measure == "full":
+        raise InputError(f"screen {screen!r} tells critical or not; measure 'full' tells more")
+
+
+def _check_screen(screen: str | None) -> str | None:
+    if screen is not None and screen not in screening.REDUCED:
+        known = ", ".join(screening.REDUCED)
+        raise InputError(f"screen {screen!r} is unknown; choose from {known}, or None for none")
+    return screen
 
 
 def _positions(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

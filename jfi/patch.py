@@ -474,11 +474,14 @@ RULES: dict[str, Rule] = {
 }
 
 
-def step(golden: Golden, eqn, values: Sequence[Patch | Any | None]) -> list[Patch | Any]:
+def step(
+    golden: Golden, eqn, values: Sequence[Patch | Any | None], evaluate=bind
+) -> list[Patch | Any]:
     """The faulty outputs of one equation, as small as a rule allows.
 
     Args:
       values: per operand, None where it is golden, else its Patch or full faulty value.
+      evaluate: `(eqn, values) -> outputs`, where no rule applies.
     """
     rule = RULES.get(eqn.primitive.name)
     local = any(isinstance(value, Patch) for value in values)
@@ -489,4 +492,4 @@ def step(golden: Golden, eqn, values: Sequence[Patch | Any | None]) -> list[Patc
         golden.whole(atom) if value is None else whole(golden, atom, value)
         for atom, value in zip(eqn.invars, values, strict=True)
     ]
-    return bind(eqn, full)
+    return evaluate(eqn, full)

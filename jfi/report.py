@@ -194,7 +194,8 @@ def _verify_part(verify: Mapping[str, int] | None) -> list[str]:
         "## Verification",
         f"{verify['pairs']:,} random (fault, image) pairs were run again without any shortcut: "
         f"{verify['agreements']:,} agree, {verify['near_ties']:,} are near-ties (apart by less "
-        f"than rounding), {verify['disagreements']:,} disagree.",
+        f"than rounding), {verify['disagreements']:,} disagree. With 95% confidence, less than "
+        f"{verify['bound']:.2%} of the verdicts that are not known beforehand are wrong.",
     ]
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 
 from jfi import patch
-from jfi.program import Program, dependents, flops, nbytes, run
+from jfi.program import Program, bind, dependents, flops, nbytes, run
 
 
 class Key(NamedTuple):
@@ -108,7 +108,9 @@ def _block_shape(atom, at) -> tuple[int, ...]:
     return tuple(d if i is None else 1 for i, d in zip(at, atom.aval.shape, strict=True))
 
 
-def _continue(program: Program, leaf: int, golden: patch.Golden, at: Sequence[Any], value):
+def _continue(
+    program: Program, leaf: int, golden: patch.Golden, at: Sequence[Any], value, evaluate=bind
+):
     """Faulty output of one image, with the word of `leaf` at index `at` set to `value`."""
     source = program.leaves[leaf]
     same = golden.block(source, at)
@@ -121,7 +123,7 @@ def _continue(program: Program, leaf: int, golden: patch.Golden, at: Sequence[An
     for eqn in program.eqns:
         values = [read(atom) for atom in eqn.invars]
         if any(value is not None for value in values):
-            env.update(zip(eqn.outvars, patch.step(golden, eqn, values), strict=True))
+            env.update(zip(eqn.outvars, patch.step(golden, eqn, values, evaluate), strict=True))
     if program.out not in env:
         return golden.whole(program.out)
     return patch.whole(golden, program.out, env[program.out])
@@ -172,7 +174,7 @@ def prefix(split: Split, leaves: Sequence[Any], images) -> tuple[list[Any], list
     return read(split.constants, env), residuals
 
 
-def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value):
+def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value, evaluate=bind):
     """Faulty output of one pair: image number `image`, word `at` of the leaf set to `value`.
 
     Args:
@@ -180,10 +182,11 @@ def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value):
       image: int32 scalar, row of the residuals.
       at: int32 scalars, one per axis of the leaf.
       value: scalar of the leaf's dtype.
+      evaluate: `(eqn, values) -> outputs`, where an equation is evaluated whole.
     """
     golden = _Stored(
         dict(zip(split.constants, constants, strict=True)),
         dict(zip(split.residuals, residuals, strict=True)),
         image,
     )
-    return _continue(split.program, split.leaf, golden, at, value)
+    return _continue(split.program, split.leaf, golden, at, value, evaluate)

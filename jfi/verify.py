@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from jfi import bits
 from jfi.compiling import jit
@@ -18,6 +19,7 @@ from jfi.golden import close, rounding
 from jfi.outcomes import CRITICAL, classify
 
 BATCH = 32  # pairs of one call, run one after another
+BOUND = 0.95  # confidence of `Verification.bound`
 
 
 class Verification(NamedTuple):
@@ -33,6 +35,16 @@ class Verification(NamedTuple):
     disagreements: int
     certified: int = 0
     worst: str = ""
+
+    @property
+    def bound(self) -> float:
+        """Share of wrong verdicts that the campaign stays below, with 95% confidence.
+
+        One-sided, by Clopper and Pearson (1934); 3 / pairs where none disagrees.
+        """
+        if self.disagreements == self.pairs:
+            return 1.0
+        return float(stats.beta.ppf(BOUND, self.disagreements + 1, self.pairs - self.disagreements))
 
 
 def naive(engine: Engine, faults: Faults, image: np.ndarray) -> np.ndarray:

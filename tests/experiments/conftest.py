@@ -24,13 +24,14 @@ class Ended(NamedTuple):
 
 
 def run_script(module: ModuleType, *arguments: str) -> Ended:
-    """`python -m MODULE ARGUMENTS`, with flags of its own and no cache of compiled programs."""
+    """`python -m MODULE ARGUMENTS`, with flags of its own and no cache."""
     out, err, known = io.StringIO(), io.StringIO(), set(flags.FLAGS)
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", [module.__name__, *arguments]),
         mock.patch.object(cli, "_cache_compilations", lambda: None),
+        mock.patch.object(cli, "_cache_folder", lambda: None),
         pytest.raises(SystemExit) as stop,
     ):
         try:

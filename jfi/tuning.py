@@ -1,0 +1,95 @@
+"""The chunk size that is fastest on this machine, found once in a few seconds and kept.
+
+A chunk should be large enough to keep every core or the whole GPU busy, and small enough for its
+values to stay in the caches. What is timed is what suffixes spend their time on: a convolution.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jfi.compiling import jit
+
+SHAPE = (16, 16, 32)  # of a value of one pair, in the middle of a small network
+CPU_BYTES = tuple(1 << k for k in range(20, 25))
+OTHER_BYTES = tuple(1 << k for k in range(23, 29))  # a GPU wants more at a time
+REPEATS = 5
+WORK = 1 << 27  # bytes of values of one timing, on a CPU
+ENOUGH = 0.95  # of the best rate: the smallest chunk that reaches it is taken
+
+
+def chunk_bytes(path: str | os.PathLike) -> int:
+    """Bytes for `Hardware.chunk_bytes`, from the JSON file at `path` or measured and kept there.
+
+    A file that can't be read or written is no error: it is measured again then.
+    """
+    known, machine = _read(Path(path)), _machine()
+    if machine not in known:
+        known[machine] = _best(dict(_rates()))
+        _write(Path(path), known)
+    return known[machine]
+
+
+def _best(rates: dict[int, float]) -> int:
+    wanted = ENOUGH * max(rates.values())
+    return min(size for size, rate in rates.items() if rate >= wanted)
+
+
+def _rates() -> Iterator[tuple[int, float]]:
+    """(chunk bytes, bytes a second), each size in turn."""
+    sizes = CPU_BYTES if jax.default_backend() == "cpu" else OTHER_BYTES
+    kernel = jnp.full((3, 3, SHAPE[-1], SHAPE[-1]), 1e-3)
+    work = max(WORK, 4 * max(sizes))
+    step = jit(_step)
+    for size in sizes:
+        values = jnp.ones((size // (4 * int(np.prod(SHAPE))), *SHAPE))
+        jax.block_until_ready(step(values, kernel))
+        spent = [_seconds(step, values, kernel, work // size) for _ in range(REPEATS)]
+        yield size, work / statistics.median(spent)
+
+
+def _step(values, kernel):
+    for _ in range(2):
+        values = jax.nn.relu(
+            jax.lax.conv_general_dilated(
+                values, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+        )  # fmt: skip
+    return values
+
+
+def _seconds(step, values, kernel, times: int) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready([step(values, kernel) for _ in range(times)])
+    return time.perf_counter() - started
+
+
+def _machine() -> str:
+    device = jax.devices()[0]
+    return f"{device.platform} {device.device_kind} x{os.cpu_count()} jax {jax.__version__}"
+
+
+def _read(path: Path) -> dict[str, int]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, known: dict[str, int]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(known, indent=2) + "\n")
+        part.replace(path)
+    except OSError:
+        return
