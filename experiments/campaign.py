@@ -122,7 +122,7 @@ def main() -> int | None:
         f"{plan.injections:,} of {int(plan.population.sum()):,} faults ({sampler})"
     )
     earlier = _earlier(workdir)
-    with _Progress() as progress:
+    with LiveProgress() as progress:
         summary = campaign.run(
             plan, runner, workdir, config(),
             measure=args.measure, verify_pairs=args.verify, keep_bits=args.keep_bits,
@@ -193,7 +193,7 @@ def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) 
     return None
 
 
-class _Progress:
+class LiveProgress:
     """Live progress on a terminal, a line now and then elsewhere."""
 
     def __enter__(self):
