@@ -46,6 +46,8 @@ from jfi.sites import Network
 CONFIG = "net weights dataset images sites share seed".split()
 UNKNOWN = -1
 COLUMNS = ("site", "index", "bit", "critical")
+# What reading a file may raise that is not, or not whole, what was written.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 
 
 class Truth(NamedTuple):
@@ -152,9 +154,7 @@ def load(path: str | os.PathLike) -> Truth:
             )
     except FileNotFoundError:
         raise InputError(f"truth {path}: no such file; experiments.truth makes one") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
-        raise InputError(f"truth {path}: truncated, or not a file of experiments.truth") from error
-    except zipfile.BadZipFile as error:
+    except _DAMAGED as error:
         raise InputError(f"truth {path}: truncated, or not a file of experiments.truth") from error
     for site, images, own in zip(found, critical, words, strict=True):
         if images.shape != (site.words, site.width) or own.shape != (site.words,):
@@ -199,48 +199,56 @@ def plan(
     return campaign.Plan(space, Request(), strata, space.cells, seed)
 
 
-def make(
+def write(
+    out: str | os.PathLike,
     work: campaign.Plan,
     engine: Engine,
-    workdir: str | os.PathLike,
     config: Mapping[str, Any],
     *,
     verify_pairs: int = 0,
     progress: Callable[[campaign.Progress], None] = lambda progress: None,
 ) -> Truth:
-    """Run the flips of a plan, or go on with them, in a work directory.
+    """Run the flips of a plan, or go on with them in `out`.parts, and write the truth to `out`.
 
     Args:
       config: what else decides the outcome; kept in `meta`.
       verify_pairs: pairs to run again naively at the end.
 
     Raises:
-      InputError: the work directory can't be used, or holds something else.
+      InputError: `out`.parts can't be used, or holds something else.
       RuntimeError: a pair that was run again disagrees.
     """
+    out = Path(out)
+    parts = out.with_name(f"{out.name}.parts")
     summary = campaign.run(
-        work, engine, workdir, config,
+        work, engine, parts, config,
         measure="critical", verify_pairs=verify_pairs, progress=progress,
     )  # fmt: skip
     if summary["verify"]["disagreements"]:
         raise RuntimeError(f"verification failed: {summary['verify']['worst']}")
-    hashes = records.read_manifest(workdir)["hashes"]
-    meta = {
-        **config,
+    chosen = work.space.sites
+    meta = {**config, **_meta(chosen, engine, records.read_manifest(parts), summary["run"])}
+    words = (bits.to_bits(engine.network.values(site)).ravel() for site in chosen)
+    truth = Truth(meta, chosen, collect(parts, chosen), tuple(words))
+    save(out, truth)
+    shutil.rmtree(parts)
+    return truth
+
+
+def _meta(chosen: tuple[Site, ...], engine: Engine, manifest: Mapping, run: Mapping) -> dict:
+    described = [
+        {"name": s.name, "shape": list(s.shape), "dtype": str(np.dtype(s.dtype))} for s in chosen
+    ]
+    return {
         "images": len(engine.images),
         "fault_model": "stuck_at",
-        "sites": [
-            {"name": s.name, "shape": list(s.shape), "dtype": str(np.dtype(s.dtype))}
-            for s in work.space.sites
-        ],
-        "weights_hash": hashes["parameters"],
-        "images_hash": hashes["images"],
+        "sites": described,
+        "weights_hash": manifest["hashes"]["parameters"],
+        "images_hash": manifest["hashes"]["images"],
         "commit": machine.commit(),
-        "seconds": round(summary["run"]["seconds"], 1),
-        "flips": int(summary["run"]["faults"]),
+        "seconds": round(run["seconds"], 1),
+        "flips": int(run["faults"]),
     }
-    words = (bits.to_bits(engine.network.values(site)).ravel() for site in work.space.sites)
-    return Truth(meta, work.space.sites, collect(workdir, work.space.sites), tuple(words))
 
 
 def collect(workdir: str | os.PathLike, own: tuple[Site, ...]) -> tuple[np.ndarray, ...]:
@@ -302,15 +310,12 @@ def main() -> int | None:
     engine = Engine(
         network, images, labels, work.space.sites, memory=args.memory * campaign_script.MEBIBYTE
     )
-    parts = out.with_name(f"{out.name}.parts")
     config = {name: getattr(args, name) for name in CONFIG}
     try:
         with campaign_script.LiveProgress() as progress:
-            truth = make(work, engine, parts, config, verify_pairs=args.verify, progress=progress)
+            truth = write(out, work, engine, config, verify_pairs=args.verify, progress=progress)
     except RuntimeError as error:
         return cli.fail(error)
-    save(out, truth)
-    shutil.rmtree(parts)
     print(report.table([e for e in unit_estimates(truth) if e.level in ("network", "layer")]))
     print(f"{truth.meta['flips']:,} flips in {truth.meta['seconds']:,} s")
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,501 @@
+"""DATE'23 reproduced: how many faults to inject and where, and whether the samples tell the truth.
+
+Ruospo et al., "Assessing convolutional neural networks reliability through statistical fault
+injections", DATE 2023: Tables I to III, Figures 3 to 7, and its validation against the exhaustive
+truth, which here is 200 campaigns a method in place of one.
+
+    python -m experiments.date23 --smoke
+
+trains LeNet on scikit-learn's digits, makes its truth and writes date23.md, validation.csv and
+five figures to runs/date23: a minute on 2 cores. In full, for any network whose truth was made
+before, without one inference more:
+
+    python -m experiments.truth --net=lenet --dataset=mnist.npz --images=200 --out=truth.npz
+    python -m experiments.date23 --truth=truth.npz
+
+take two minutes and 75 s on 2 cores. Of 3,934,080 faults 0.817% are critical; the average margin
+of a layer is 2.0% network-wise, 0.24% layer-wise, 0.04% data-unaware and 0.05% data-aware, in the
+order of the paper's. The margin holds the truth of layers in 94% of network-wise campaigns, of
+bits in 64% of data-aware ones, which draw nothing where they take p for 0.
+
+Without --truth the campaigns are run, each of the four and ten samples of the first layer by each
+method, and go on where they were stopped; there is then nothing to validate against:
+
+    python -m experiments.date23 --net=resnet20 --weights=resnet20-12fca82f.th \\
+        --dataset=cifar10 --images=16
+
+Tables I and II are printed for the paper's two networks in every run; they follow from the sizes
+of the layers. In Table I the paper counts ten biases of the last layer with the kernel of layer
+11, which so has 9,226 words. Its rule for outliers of p is not stated; --outliers names ours.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from scipy import stats
+
+import nets
+from experiments import campaign as campaign_script
+from experiments import cli, data, figures, target, train
+from experiments import truth as truths
+from experiments.sizes import (
+    METHODS,
+    PAPERS,
+    Row,
+    aware_strata,
+    by_site,
+    fit,
+    ordinary,
+    scaled_p,
+    size_table,
+    space_of,
+)
+from experiments.truth import Truth
+from jfi import campaign, estimates, records, report, sampling, sites
+from jfi.engine import Engine
+from jfi.errors import InputError
+from jfi.estimates import Estimate
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace
+from jfi.sampling import Request, Sample, Stratum
+
+SIZES = tuple(field.replace("_", "-") for field in Row._fields)
+SAMPLES = 10  # of the first layer, S0 to S9 of Figure 6
+CONFIG = "net weights dataset images error_margin confidence t outliers".split()
+
+
+class Counts(NamedTuple):
+    """Faults injected and critical ones among them, int64 [S, W]."""
+
+    injections: np.ndarray
+    critical: np.ndarray
+
+
+# A campaign under a name: its strata and seed to what it found.
+Draw = Callable[[str, Sequence[Stratum], int], Counts]
+
+
+class Subject(NamedTuple):
+    """What campaigns are run on: faults, golden values by site, exact shares by unit (if known)."""
+
+    name: str
+    space: FaultSpace
+    leaves: list[np.ndarray]
+    shares: dict[str, float]
+    draw: Draw
+
+
+def drawn_from(truth: Truth) -> Draw:
+    """Campaigns whose verdicts are looked up."""
+    space = truth.space
+
+    def draw(name: str, strata: Sequence[Stratum], seed: int) -> Counts:
+        sample = Sample(space, strata, seed)
+        ids = sample.ids(0, sample.size)
+        return _counts(space, space.decode(ids), truths.is_critical(truth, ids))
+
+    return draw
+
+
+def injected_by(engine: Engine, space: FaultSpace, folder: Path, config: Mapping) -> Draw:
+    """Campaigns that are run, each in a work directory of its own."""
+
+    def draw(name: str, strata: Sequence[Stratum], seed: int) -> Counts:
+        plan = campaign.Plan(space, Request(), tuple(strata), space.cells, seed)
+        workdir = folder / f"{name}_{seed}"
+        with campaign_script.LiveProgress() as progress:
+            flagged = {**config, "campaign": name, "seed": seed}
+            campaign.run(plan, engine, workdir, flagged, measure="detect", progress=progress)
+        columns = ("site", "index", "bit", "polarity", "first_critical")
+        shards = list(records.read_shards(workdir, columns))
+        *faults, first = (np.concatenate([shard[c] for shard in shards]) for c in columns)
+        return _counts(space, Faults(*faults), first >= 0)
+
+    return draw
+
+
+def _counts(space: FaultSpace, faults: Faults, critical: np.ndarray) -> Counts:
+    counts = Counts(np.zeros_like(space.cells), np.zeros_like(space.cells))
+    np.add.at(counts.injections, (faults.site, faults.bit), 1)
+    np.add.at(counts.critical, (faults.site, faults.bit), critical)
+    return counts
+
+
+def plans(space: FaultSpace, request: Request, p: np.ndarray) -> dict[str, tuple[Stratum, ...]]:
+    """The strata of each method; `p` [W] are the data-aware probabilities."""
+    uniform = {name: sampling.SAMPLERS[name](space, None, request) for name in METHODS[:3]}
+    return uniform | {METHODS[3]: aware_strata(space, request, p)}
+
+
+def estimated(
+    space: FaultSpace, strata: Sequence[Stratum], counts: Counts, request: Request, levels
+) -> list[Estimate]:
+    """The estimates of a campaign.
+
+    Upper bounds count bits that were planned on a p below one half at that p at most, where no
+    injection was critical: it is what the method rests on.
+    """
+    stratum = np.full(space.cells.shape, -1)
+    assumed = np.ones(space.cells.shape)
+    for number, part in enumerate(strata):
+        where = tuple(slice(None) if at is None else at for at in (part.site, part.bit))
+        stratum[where] = number
+        assumed[where] = part.p if part.p < 0.5 else 1.0
+    return estimates.estimate(
+        [site.name for site in space.sites], space.cells, *counts, stratum,
+        confidence=request.confidence, t=request.t, assumed_p=assumed, levels=levels,
+    )  # fmt: skip
+
+
+def first_layer(space: FaultSpace, strata: Sequence[Stratum]) -> tuple[Stratum, ...]:
+    """What a method draws from the first site; of a sample of the network, the expected share."""
+    if strata[0].site is not None:
+        return tuple(s for s in strata if s.site == 0)
+    size = int(space.site_sizes[0])
+    return (Stratum(0, None, size, round(strata[0].injections * size / space.size), strata[0].p),)
+
+
+class Coverage(NamedTuple):
+    """What repeated campaigns of one method said of one unit.
+
+    injections, margin: means; margin over the campaigns that have an injection in the unit.
+    normal: share of campaigns whose estimate ± margin holds the truth, as in the paper; a
+    campaign without an injection in the unit does not. exact: whose Clopper-Pearson interval does.
+    """
+
+    method: str
+    level: str
+    unit: str
+    truth: float
+    injections: float
+    margin: float
+    normal: float
+    exact: float
+
+
+def validate(
+    subject: Subject, method: str, strata, request: Request, seeds: Sequence[int], levels
+) -> list[Coverage]:
+    """Campaigns of one method, a seed each, against the truth, unit by unit."""
+    runs = [
+        estimated(subject.space, strata, subject.draw(method, strata, seed), request, levels)
+        for seed in seeds
+    ]
+    return [
+        _coverage(method, unit, subject.shares[unit[0].unit]) for unit in zip(*runs, strict=True)
+    ]
+
+
+def _coverage(method: str, found: Sequence[Estimate], truth: float) -> Coverage:
+    """`found` holds the estimates of one unit by each campaign."""
+    margins = [e.margin for e in found if e.injections]
+    return Coverage(
+        method, found[0].level, found[0].unit, truth,
+        float(np.mean([e.injections for e in found])),
+        float(np.mean(margins)) if margins else float("nan"),
+        float(np.mean([abs(e.estimate - truth) <= e.margin + 1e-12 for e in found])),
+        float(np.mean([report.inside(e, truth) for e in found])),
+    )  # fmt: skip
+
+
+def average_margin(found: Sequence[Estimate]) -> float:
+    """Mean achieved margin of the layers that have an injection (Table III)."""
+    margins = [e.margin for e in found if e.level == "layer" and e.injections]
+    return float(np.mean(margins)) if margins else float("nan")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A table; integers with separators, None as a dash."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(map(_cell, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
+
+
+def _size_section(name: str, space: FaultSpace, request: Request, p) -> list[str]:
+    """Table I of a network."""
+    return [f"## Sample sizes: {name}", markdown(SIZES, size_table(space, request, p))]
+
+
+def _paper_section(name: str, request: Request, own: Subject | None, outliers) -> list[str]:
+    """Table I or II as printed; data-aware of `own`, the paper's network with its weights."""
+    paper = PAPERS[name]
+    space = space_of(paper.words)
+    columns, notes = _own_columns(name, request, own, outliers) if own else ({}, [])
+    missing = [None] * len(paper.words)
+    columns["data-aware, paper"] = [*(paper.aware or missing), paper.aware_total]
+    header = (*SIZES[:-1], *columns)
+    rows = [
+        (*row[:-1], *more)
+        for row, *more in zip(size_table(space, request), *columns.values(), strict=True)
+    ]
+    title = f"## Sample sizes: {name}, layers as DATE'23 prints them"
+    return [title, markdown(header, rows), *notes]
+
+
+def _own_columns(name: str, request: Request, own: Subject, outliers) -> tuple[dict, list[str]]:
+    """Data-aware sizes with p of our weights, and with the scale that fits the paper best."""
+    paper = PAPERS[name]
+    space = space_of(paper.words)
+    distances = sampling.bit_distances(own.leaves)
+    largest, error = fit(distances, paper, request, outliers)
+    ps = {
+        "data-aware": sampling.data_aware_p(own.leaves, outliers),
+        "data-aware, fitted": scaled_p(distances, largest, outliers),
+    }
+    sizes = {title: by_site(space, aware_strata(space, request, p)) for title, p in ps.items()}
+    note = (
+        f"Ours divides distances by the largest of the bits that are not outliers, "
+        f"{ordinary(distances, outliers).max():.3g}. The paper's column comes out to within "
+        f"{100 * error:.1f}% with {largest:.3g} in its place (fitted)."
+    )
+    return {title: [*column, sum(column)] for title, column in sizes.items()}, [note]
+
+
+def _title(method: str) -> str:
+    return method.replace("_", "-")
+
+
+def _comparison_section(subject: Subject, strata: Mapping, found: Mapping, paper) -> list[str]:
+    """Table III; `paper` is what DATE'23 prints of the network, or None."""
+    rows = [("exhaustive", subject.space.size, "100", None, None)]
+    for number, method in enumerate(METHODS):
+        n = sum(s.injections for s in strata[method])
+        share = f"{100 * n / subject.space.size:.2f}"
+        margin = report.percent(average_margin(found[method]))
+        printed = f"{paper.margins[number]:g}" if paper else None
+        rows.append((_title(method), n, share, margin, printed))
+    header = ("method", "injections", "injected %", "average margin %", "paper's margin %")
+    return [f"## The methods compared: {subject.name}", markdown(header, rows)]
+
+
+def _validation_section(coverage: Sequence[Coverage], repeats: int, request: Request) -> list[str]:
+    """Means over the units of each method and level, and the unit that is covered least."""
+    rows = [
+        _level_row(own)
+        for method in METHODS
+        for level in estimates.LEVELS
+        if (own := [c for c in coverage if (c.method, c.level) == (method, level)])
+    ]
+    header = (
+        "method", "level", "units", "injections a unit", "mean margin %",
+        "normal holds %", "least", "exact holds %", "least",
+    )  # fmt: skip
+    by_chance = stats.binom.ppf(0.025, repeats, request.confidence) / repeats
+    return [
+        "## How often the interval holds the truth",
+        f"{repeats} campaigns a method; {100 * request.confidence:g}% is wanted, and down to "
+        f"{100 * by_chance:.1f}% is within the chance of so many. Normal is estimate ± margin, as "
+        "in the paper; a campaign without an injection in a unit misses it. Exact is "
+        "Clopper-Pearson's interval. `least` is the worst unit. By unit: `validation.csv`.",
+        markdown(header, rows),
+    ]
+
+
+def _level_row(own: Sequence[Coverage]) -> tuple:
+    """The row of units of one method and level."""
+    margins = [c.margin for c in own if not np.isnan(c.margin)]
+    normal, exact = ([getattr(c, kind) for c in own] for kind in ("normal", "exact"))
+    held = (np.mean(normal), min(normal), np.mean(exact), min(exact))
+    return (
+        _title(own[0].method), own[0].level, len(own),
+        round(np.mean([c.injections for c in own])),
+        report.percent(float(np.mean(margins)) if margins else float("nan")),
+        *(f"{100 * share:.1f}" for share in held),
+    )  # fmt: skip
+
+
+def _write_coverage(path: Path, coverage: Sequence[Coverage]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([Coverage._fields, *coverage])
+
+
+def _draw_weights(out: Path, subject: Subject, p: np.ndarray) -> list[str]:
+    """Figures 3 and 4."""
+    figures.bit_frequencies(out / "figure3.png", *sampling.bit_frequencies(subject.leaves))
+    figures.bit_p(out / "figure4.png", p)
+    return [
+        "## What data-aware p is made of",
+        "![Figure 3: how often each bit is 0 and 1](figure3.png)",
+        "![Figure 4: p of each bit](figure4.png)",
+    ]
+
+
+def _draw_layers(out: Path, subject: Subject, found: Mapping) -> list[str]:
+    """Figures 5 and 7."""
+    for name, methods in (("figure5", METHODS[1::2]), ("figure7", METHODS[::3])):
+        points = {_title(m): [e for e in found[m] if e.level == "layer"] for m in methods}
+        figures.layers(out / f"{name}.png", points, subject.shares)
+    return [
+        "## Layers",
+        "![Figure 5: layer-wise and data-aware](figure5.png)",
+        "![Figure 7: network-wise and data-aware](figure7.png)",
+    ]
+
+
+def _draw_samples(out: Path, subject: Subject, strata: Mapping, request: Request) -> list[str]:
+    """Figure 6."""
+    samples = {}
+    for method in METHODS:
+        own = first_layer(subject.space, strata[method])
+        counts = [subject.draw(f"first_layer_{method}", own, seed) for seed in range(SAMPLES)]
+        samples[_title(method)] = [
+            estimated(subject.space, own, count, request, ("layer",))[0] for count in counts
+        ]
+    name = subject.space.sites[0].name
+    figures.samples(out / "figure6.png", name, samples, subject.shares.get(name))
+    return ["## The first layer", f"![Figure 6: ten samples of {name}](figure6.png)"]
+
+
+def reproduce(
+    subject: Subject, whole: Subject, request: Request, outliers, repeats: int, levels, out: Path
+) -> str:
+    """Every table and figure of a network, written to `out`; the text of date23.md.
+
+    Args:
+      subject: what campaigns are run on; whole: the same network with all of its kernels.
+      outliers: a rule of `sampling.OUTLIERS`.
+      repeats: campaigns a method that are compared with the truth, where it is known.
+      levels: of the units that are compared.
+    """
+    p = sampling.data_aware_p(whole.leaves, outliers)
+    strata = plans(subject.space, request, p)
+    found = {
+        m: estimated(subject.space, strata[m], subject.draw(m, strata[m], 0), request,
+                     ("network", "layer"))
+        for m in METHODS
+    }  # fmt: skip
+    parts = [f"# DATE'23: {subject.name}", *_scope(subject, whole)]
+    for name in PAPERS:
+        own = whole if whole.name == name else None
+        parts += _paper_section(name, request, own, outliers)
+    parts += _size_section(whole.name, whole.space, request, p)
+    paper = PAPERS.get(whole.name) if subject.space.size == whole.space.size else None
+    parts += _comparison_section(subject, strata, found, paper)
+    parts += _draw_weights(out, whole, p)
+    parts += _draw_layers(out, subject, found)
+    parts += _draw_samples(out, subject, strata, request)
+    if subject.shares and repeats:
+        coverage = [
+            row
+            for m in METHODS
+            for row in validate(subject, m, strata[m], request, range(repeats), levels)
+        ]
+        _write_coverage(out / "validation.csv", coverage)
+        parts += _validation_section(coverage, repeats, request)
+    text = "\n\n".join(parts) + "\n"
+    (out / "date23.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _scope(subject: Subject, whole: Subject) -> list[str]:
+    """What the campaigns are about, in a few words."""
+    count, layers = len(subject.space.sites), len(whole.space.sites)
+    known = ""
+    if subject.shares:
+        known = f", exactly {report.percent(subject.shares['network'])}% of them critical"
+    lines = [f"{subject.space.size:,} stuck-at faults in {count} of {layers} layers{known}."]
+    if count < layers:
+        lines.append(
+            "The truth knows no more layers in full. Campaigns are run on these as if they were "
+            "the network; the tables of sample sizes, and p, are of the whole network."
+        )
+    return lines
+
+
+def of_truth(truth: Truth) -> tuple[Subject, Subject]:
+    """The layers that the truth knows in full, and the whole network."""
+    full = truths.complete(truth)
+    name = truth.meta["net"]
+    subject = Subject(name, full.space, full.values, truths.shares(full), drawn_from(full))
+    return subject, Subject(name, truth.space, truth.values, {}, subject.draw)
+
+
+def of_network(net: nets.Net, dataset: data.Dataset, out: Path) -> Subject:
+    """The network that the flags name, its campaigns to be run."""
+    args = flags.FLAGS
+    images, labels = target.workload(net, dataset, args.images)
+    network = target.load_network(net, target.weights_path(net, dataset.name))
+    space = FaultSpace(sites.select(network), FAULT_MODELS["stuck_at"])
+    engine = Engine(network, images, labels, space.sites)
+    config = {name: getattr(args, name) for name in CONFIG}
+    draw = injected_by(engine, space, out / "campaigns", config)
+    return Subject(net.name, space, [network.values(site) for site in space.sites], {}, draw)
+
+
+def smoke_truth(out: Path) -> Truth:
+    """LeNet on digits, trained, and its truth: made once, then read."""
+    path, weights = out / "truth.npz", out / "lenet_digits.safetensors"
+    if path.exists():
+        return truths.load(path)
+    dataset = data.load("digits")
+    net = nets.build("lenet", dataset.x_test.shape[1:])
+    if not weights.exists():
+        nets.save(weights, train.train(net, dataset, train.Recipe()))
+    network = target.load_network(net, weights)
+    work = truths.plan(network)
+    engine = Engine(network, *target.workload(net, dataset, None), work.space.sites)
+    config = {"net": net.name, "dataset": dataset.name, "weights": str(weights), "seed": 0}
+    with campaign_script.LiveProgress() as progress:
+        return truths.write(path, work, engine, config, verify_pairs=200, progress=progress)
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    flags.DEFINE_bool("smoke", False, "LeNet on digits, from its training on, in short.")
+    flags.DEFINE_string("truth", None, "A file of experiments.truth: no fault is run.")
+    flags.DEFINE_string("net", "lenet", f"Without --truth: the network: {', '.join(nets.names())}.")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
+        "wrote, weights/<net>_<dataset>.safetensors.",
+    )
+    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
+    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    flags.DEFINE_float("error_margin", 0.01, "Error margin e wanted, in (0, 1).")
+    flags.DEFINE_float("confidence", 0.99, "Confidence of margins and intervals, in (0, 1).")
+    flags.DEFINE_float("t", 2.58, "Normal quantile of the confidence, as in the paper.")
+    flags.DEFINE_enum(
+        "outliers",
+        "tukey",
+        list(sampling.OUTLIERS),
+        "Bits that get p = 0.5 and are left out of the scale of the others: those beyond Tukey's "
+        "fence on the order of magnitude of their distance, or none. The paper does not say.",
+    )
+    flags.DEFINE_integer("repeats", 200, "Campaigns a method to hold against the truth.", 0)
+    flags.DEFINE_string("out", "runs/date23", "Folder for tables and figures.")
+
+
+def main() -> None:
+    """Reproduce the paper as the flags ask."""
+    args = flags.FLAGS
+    if args.smoke and args.truth:
+        raise InputError("--smoke makes its own truth; give it or --truth")
+    request = sampling.check(target.request())
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    # Layer and bit together are most of the units, and of the time.
+    levels = estimates.LEVELS[:3] if args.smoke else estimates.LEVELS
+    if args.smoke or args.truth:
+        truth = smoke_truth(out) if args.smoke else truths.load(args.truth)
+        subject, whole = of_truth(truth)
+    else:
+        dataset = data.load(args.dataset, args.data_dir, train=False)
+        subject = whole = of_network(nets.build(args.net, dataset.x_test.shape[1:]), dataset, out)
+    outliers = sampling.OUTLIERS[args.outliers]
+    print(reproduce(subject, whole, request, outliers, args.repeats, levels, out))
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,121 @@
+"""Figures of the scripts, written as PNG. Shares come in [0, 1] and are shown in percent."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jfi.estimates import Estimate
+
+COLOURS = ("#7fa8d1", "#1f5a96", "#8cbf88", "#2e7d32")
+TRUTH, INJECTIONS = "#14304f", "#c8501e"
+
+
+def bit_frequencies(path: Path, f0: np.ndarray, f1: np.ndarray) -> None:
+    """How often each bit is 0 and 1, [W] each (DATE'23, Figure 3)."""
+    figure, axes = _canvas((9, 3.6))
+    at = np.arange(f0.size)
+    for shift, share, name, colour in ((-0.2, f0, "f0", COLOURS[0]), (0.2, f1, "f1", COLOURS[1])):
+        axes.bar(at - shift, 100 * share, 0.4, label=name, color=colour)
+    _bits(axes, f0.size)
+    axes.set_ylabel("weights, %")
+    _save(figure, path)
+
+
+def bit_p(path: Path, p: np.ndarray) -> None:
+    """The failure probability assumed of each bit, [W] (DATE'23, Figure 4)."""
+    figure, axes = _canvas((9, 3.6))
+    axes.bar(np.arange(p.size), p, 0.7, color=COLOURS[1], label="p")
+    _bits(axes, p.size)
+    axes.set_ylabel("p")
+    _save(figure, path)
+
+
+def layers(path: Path, found: Mapping[str, Sequence[Estimate]], truth: Mapping[str, float]) -> None:
+    """Critical faults of each layer by method, with margins, beside the truth where it is known.
+
+    Args:
+      found: estimates of the same layers in the same order, by method (DATE'23, Figures 5 and 7).
+    """
+    names = [e.unit for e in next(iter(found.values()))]
+    figure, axes = _canvas((max(6.0, 1.5 + 0.55 * len(names)), 4.2))
+    bars = {"exhaustive": [truth.get(name, np.nan) for name in names]} if truth else {}
+    bars |= {method: [e.estimate for e in own] for method, own in found.items()}
+    margins = {method: [e.margin for e in own] for method, own in found.items()}
+    width = 0.8 / len(bars)
+    for k, (method, shares) in enumerate(bars.items()):
+        at = np.arange(len(names)) + width * (k - (len(bars) - 1) / 2)
+        colour = TRUTH if method == "exhaustive" else COLOURS[k % len(COLOURS)]
+        axes.bar(at, 100 * np.array(shares), width, label=method, color=colour)
+        if method in margins:
+            error = 100 * np.array(margins[method])
+            axes.errorbar(at, 100 * np.array(shares), error, fmt="none", ecolor="k", elinewidth=1)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize="small")
+    axes.set_ylabel("critical faults, %")
+    _save(figure, path)
+
+
+def samples(
+    path: Path, layer: str, found: Mapping[str, Sequence[Estimate]], truth: float | None
+) -> None:
+    """Repeated samples of one layer by each method, with injections (DATE'23, Figure 6).
+
+    Args:
+      found: estimates of the layer, one a sample, by method. truth: its exact share, if known.
+    """
+    figure, axes = _canvas((11, 4.2))
+    right = axes.twinx()
+    start = 0
+    for k, (method, own) in enumerate(found.items()):
+        at = np.arange(start, start + len(own))
+        shares, margins = (100 * np.array([getattr(e, x) for e in own]) for x in
+                           ("estimate", "margin"))  # fmt: skip
+        axes.bar(at, shares, 0.7, color=COLOURS[k], label=method)
+        axes.errorbar(at, shares, margins, fmt="none", ecolor="k", elinewidth=1)
+        right.plot(at, [e.injections for e in own], color=INJECTIONS)
+        start += len(own) + 1
+    if truth is not None:
+        axes.axhline(100 * truth, color=TRUTH, linewidth=1.5, label="exhaustive")
+    ticks = [(at, f"S{k}") for at, k in _ticks(found)]
+    axes.set_xticks(*zip(*ticks, strict=True), fontsize="x-small")
+    axes.set_ylabel(f"critical faults of {layer}, %")
+    axes.set_ylim(0, None)
+    right.set_yscale("log")
+    right.set_ylabel("injections", color=INJECTIONS)
+    _save(figure, path)
+
+
+def _ticks(found: Mapping[str, Sequence]) -> list[tuple[int, int]]:
+    """(place, number) of every sample; methods are one place apart."""
+    starts = np.cumsum([0, *(len(own) + 1 for own in found.values())])
+    return [
+        (int(start) + k, k)
+        for start, own in zip(starts[:-1], found.values(), strict=True)
+        for k in range(len(own))
+    ]
+
+
+def _canvas(size: tuple[float, float]):
+    # The object interface needs no display, no global backend and no clean-up.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(True, axis="y", color="#e4e4e4")
+    return figure, axes
+
+
+def _bits(axes, width: int) -> None:
+    """The highest bit on the left, as a word is written."""
+    axes.set_xlim(width - 0.3, -0.7)
+    axes.set_xticks(range(width), [str(bit) for bit in range(width)], fontsize="small")
+    axes.set_xlabel("bit")
+
+
+def _save(figure, path: Path) -> None:
+    figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=6)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
