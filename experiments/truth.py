@@ -143,7 +143,7 @@ def load(path: str | os.PathLike) -> Truth:
       InputError: no such file, or it is not whole, or its parts do not fit each other.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))
             found = tuple(
                 Site(s["name"], tuple(s["shape"]), np.dtype(s["dtype"])) for s in meta["sites"]
