@@ -40,29 +40,19 @@ from scipy import stats
 
 import nets
 from experiments import campaign as campaign_script
-from experiments import cli, data, figures, target, train
+from experiments import cli, data, figures, sizes, target, train
 from experiments import truth as truths
-from experiments.sizes import (
-    METHODS,
-    PAPERS,
-    Row,
-    aware_strata,
-    by_site,
-    fit,
-    ordinary,
-    scaled_p,
-    size_table,
-    space_of,
-)
+from experiments.sizes import METHODS, PAPERS, PRINTED
 from experiments.truth import Truth
-from jfi import campaign, estimates, records, report, sampling, sites
+from jfi import campaign, estimates, records, report, sampling
 from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.estimates import Estimate
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
 from jfi.sampling import Request, Sample, Stratum
+from jfi.sites import select
 
-SIZES = tuple(field.replace("_", "-") for field in Row._fields)
+HEADER = tuple(field.replace("_", "-") for field in sizes.Row._fields)
 SAMPLES = 10  # of the first layer, S0 to S9 of Figure 6
 CONFIG = "net weights dataset images error_margin confidence t outliers".split()
 
@@ -127,7 +117,7 @@ def _counts(space: FaultSpace, faults: Faults, critical: np.ndarray) -> Counts:
 def plans(space: FaultSpace, request: Request, p: np.ndarray) -> dict[str, tuple[Stratum, ...]]:
     """The strata of each method; `p` [W] are the data-aware probabilities."""
     uniform = {name: sampling.SAMPLERS[name](space, None, request) for name in METHODS[:3]}
-    return uniform | {METHODS[3]: aware_strata(space, request, p)}
+    return uniform | {METHODS[3]: sizes.aware_strata(space, request, p)}
 
 
 def estimated(
@@ -221,42 +211,45 @@ def _cell(value) -> str:
 
 def _size_section(name: str, space: FaultSpace, request: Request, p) -> list[str]:
     """Table I of a network."""
-    return [f"## Sample sizes: {name}", markdown(SIZES, size_table(space, request, p))]
+    return [f"## Sample sizes: {name}", markdown(HEADER, sizes.size_table(space, request, p))]
 
 
-def _paper_section(name: str, request: Request, own: Subject | None, outliers) -> list[str]:
+def paper_section(name: str, own: Subject | None, outliers) -> list[str]:
     """Table I or II as printed; data-aware of `own`, the paper's network with its weights."""
     paper = PAPERS[name]
-    space = space_of(paper.words)
-    columns, notes = _own_columns(name, request, own, outliers) if own else ({}, [])
+    space = sizes.space_of(paper.words)
+    columns, notes = _own_columns(name, own, outliers) if own else ({}, [])
     missing = [None] * len(paper.words)
     columns["data-aware, paper"] = [*(paper.aware or missing), paper.aware_total]
-    header = (*SIZES[:-1], *columns)
+    header = (*HEADER[:-1], *columns)
     rows = [
         (*row[:-1], *more)
-        for row, *more in zip(size_table(space, request), *columns.values(), strict=True)
+        for row, *more in zip(sizes.size_table(space, PRINTED), *columns.values(), strict=True)
     ]
-    title = f"## Sample sizes: {name}, layers as DATE'23 prints them"
+    title = f"## Sample sizes: {name}, as DATE'23 prints them"
     return [title, markdown(header, rows), *notes]
 
 
-def _own_columns(name: str, request: Request, own: Subject, outliers) -> tuple[dict, list[str]]:
+def _own_columns(name: str, own: Subject, outliers) -> tuple[dict, list[str]]:
     """Data-aware sizes with p of our weights, and with the scale that fits the paper best."""
     paper = PAPERS[name]
-    space = space_of(paper.words)
+    space = sizes.space_of(paper.words)
     distances = sampling.bit_distances(own.leaves)
-    largest, error = fit(distances, paper, request, outliers)
+    largest, error = sizes.fit(distances, paper, outliers)
     ps = {
         "data-aware": sampling.data_aware_p(own.leaves, outliers),
-        "data-aware, fitted": scaled_p(distances, largest, outliers),
+        "data-aware, fitted": sizes.scaled_p(distances, largest, outliers),
     }
-    sizes = {title: by_site(space, aware_strata(space, request, p)) for title, p in ps.items()}
+    columns = {
+        title: sizes.by_site(space, sizes.aware_strata(space, PRINTED, p))
+        for title, p in ps.items()
+    }
     note = (
         f"Ours divides distances by the largest of the bits that are not outliers, "
-        f"{ordinary(distances, outliers).max():.3g}. The paper's column comes out to within "
+        f"{sizes.ordinary(distances, outliers).max():.3g}. The paper's column comes out to within "
         f"{100 * error:.1f}% with {largest:.3g} in its place (fitted)."
     )
-    return {title: [*column, sum(column)] for title, column in sizes.items()}, [note]
+    return {title: [*column, sum(column)] for title, column in columns.items()}, [note]
 
 
 def _title(method: str) -> str:
@@ -375,7 +368,7 @@ def reproduce(
     parts = [f"# DATE'23: {subject.name}", *_scope(subject, whole)]
     for name in PAPERS:
         own = whole if whole.name == name else None
-        parts += _paper_section(name, request, own, outliers)
+        parts += paper_section(name, own, outliers)
     parts += _size_section(whole.name, whole.space, request, p)
     paper = PAPERS.get(whole.name) if subject.space.size == whole.space.size else None
     parts += _comparison_section(subject, strata, found, paper)
@@ -423,7 +416,7 @@ def of_network(net: nets.Net, dataset: data.Dataset, out: Path) -> Subject:
     args = flags.FLAGS
     images, labels = target.workload(net, dataset, args.images)
     network = target.load_network(net, target.weights_path(net, dataset.name))
-    space = FaultSpace(sites.select(network), FAULT_MODELS["stuck_at"])
+    space = FaultSpace(select(network), FAULT_MODELS["stuck_at"])
     engine = Engine(network, images, labels, space.sites)
     config = {name: getattr(args, name) for name in CONFIG}
     draw = injected_by(engine, space, out / "campaigns", config)
@@ -475,7 +468,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "runs/date23", "Folder for tables and figures.")
 
 
-def main() -> None:
+def main() -> int | None:
     """Reproduce the paper as the flags ask."""
     args = flags.FLAGS
     if args.smoke and args.truth:
@@ -485,15 +478,24 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     # Layer and bit together are most of the units, and of the time.
     levels = estimates.LEVELS[:3] if args.smoke else estimates.LEVELS
-    if args.smoke or args.truth:
-        truth = smoke_truth(out) if args.smoke else truths.load(args.truth)
-        subject, whole = of_truth(truth)
-    else:
-        dataset = data.load(args.dataset, args.data_dir, train=False)
-        subject = whole = of_network(nets.build(args.net, dataset.x_test.shape[1:]), dataset, out)
+    try:
+        subject, whole = _subjects(out)
+    except truths.Disagreement as error:
+        return cli.fail(error)
     outliers = sampling.OUTLIERS[args.outliers]
     print(reproduce(subject, whole, request, outliers, args.repeats, levels, out))
     print(f"written to {out}")
+    return None
+
+
+def _subjects(out: Path) -> tuple[Subject, Subject]:
+    """What campaigns are run on, and the whole network, as the flags ask."""
+    args = flags.FLAGS
+    if args.smoke or args.truth:
+        return of_truth(smoke_truth(out) if args.smoke else truths.load(args.truth))
+    dataset = data.load(args.dataset, args.data_dir, train=False)
+    subject = of_network(nets.build(args.net, dataset.x_test.shape[1:]), dataset, out)
+    return subject, subject
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def layers(path: Path, found: Mapping[str, Sequence[Estimate]], truth: Mapping[s
             error = 100 * np.array(margins[method])
             axes.errorbar(at, 100 * np.array(shares), error, fmt="none", ecolor="k", elinewidth=1)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize="small")
+    axes.set_ylim(0, None)
     axes.set_ylabel("critical faults, %")
     _save(figure, path)
 

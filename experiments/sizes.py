@@ -10,6 +10,7 @@ from jfi import sampling
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
 from jfi.sampling import Request, Stratum, sample_size
 
+PRINTED = Request(error_margin=0.01, confidence=0.99, t=2.58)  # the paper's e and t
 METHODS = ("network_wise", "layer_wise", "data_unaware", "data_aware")
 
 
@@ -120,7 +121,7 @@ class Fit(NamedTuple):
     error: float
 
 
-def fit(distances: np.ndarray, paper: Paper, request: Request, outliers) -> Fit:
+def fit(distances: np.ndarray, paper: Paper, outliers) -> Fit:
     """The largest distance that brings the data-aware sizes nearest to the paper's column.
 
     The paper prints no distances, and its column does not follow from ours. Nearest is where the
@@ -131,7 +132,7 @@ def fit(distances: np.ndarray, paper: Paper, request: Request, outliers) -> Fit:
 
     def worst(log_largest: float) -> float:
         p = scaled_p(distances, np.exp(log_largest), outliers)
-        found = by_site(space, aware_strata(space, request, p))
+        found = by_site(space, aware_strata(space, PRINTED, p))
         found = np.array(found if paper.aware else [sum(found)])
         return float(np.max(np.abs(found / printed - 1)))
 

@@ -50,6 +50,10 @@ COLUMNS = ("site", "index", "bit", "critical")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 
 
+class Disagreement(RuntimeError):
+    """Pairs that were run again naively came out otherwise."""
+
+
 class Truth(NamedTuple):
     """What is known of the flips of S sites.
 
@@ -216,7 +220,7 @@ def write(
 
     Raises:
       InputError: `out`.parts can't be used, or holds something else.
-      RuntimeError: a pair that was run again disagrees.
+      Disagreement: a pair that was run again came out otherwise.
     """
     out = Path(out)
     parts = out.with_name(f"{out.name}.parts")
@@ -225,7 +229,7 @@ def write(
         measure="critical", verify_pairs=verify_pairs, progress=progress,
     )  # fmt: skip
     if summary["verify"]["disagreements"]:
-        raise RuntimeError(f"verification failed: {summary['verify']['worst']}")
+        raise Disagreement(f"verification failed: {summary['verify']['worst']}")
     chosen = work.space.sites
     meta = {**config, **_meta(chosen, engine, records.read_manifest(parts), summary["run"])}
     words = (bits.to_bits(engine.network.values(site)).ravel() for site in chosen)
@@ -314,7 +318,7 @@ def main() -> int | None:
     try:
         with campaign_script.LiveProgress() as progress:
             truth = write(out, work, engine, config, verify_pairs=args.verify, progress=progress)
-    except RuntimeError as error:
+    except Disagreement as error:
         return cli.fail(error)
     print(report.table([e for e in unit_estimates(truth) if e.level in ("network", "layer")]))
     print(f"{truth.meta['flips']:,} flips in {truth.meta['seconds']:,} s")

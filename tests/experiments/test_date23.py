@@ -55,7 +55,7 @@ def numbers(row: list[str]) -> tuple[int, ...]:
 
 
 def test_table_i_is_the_printed_one():
-    (title, table, *_) = date23._paper_section("resnet20", DATE23, None, sampling.tukey)
+    (title, table, *_) = date23.paper_section("resnet20", None, sampling.tukey)
     header, *rows = table_of(f"{title}\n\n{table}", "Sample sizes: resnet20")
     assert header[-1] == "data-aware, paper"
     assert [numbers(row[1:]) for row in rows] == TABLE_I
@@ -63,7 +63,7 @@ def test_table_i_is_the_printed_one():
 
 
 def test_table_ii_is_the_printed_one():
-    (title, table, *_) = date23._paper_section("mobilenetv2", DATE23, None, sampling.tukey)
+    (title, table, *_) = date23.paper_section("mobilenetv2", None, sampling.tukey)
     _, *rows = table_of(f"{title}\n\n{table}", "Sample sizes: mobilenetv2")
     assert len(rows) == 54 + 1
     assert numbers(rows[-1][1:]) == TABLE_II
@@ -94,7 +94,7 @@ def test_fit_finds_the_scale_that_a_column_was_made_with():
     space = sizes.space_of(paper.words)
     p = sizes.scaled_p(distances, 7.5, sampling.tukey)
     column = tuple(sizes.by_site(space, sizes.aware_strata(space, DATE23, p)))
-    found = sizes.fit(distances, paper._replace(aware=column), DATE23, sampling.tukey)
+    found = sizes.fit(distances, paper._replace(aware=column), sampling.tukey)
     assert found.largest == pytest.approx(7.5, rel=0.01) and found.error < 1e-3
 
 
@@ -109,7 +109,7 @@ def test_data_aware_column_of_table_i():
     paper = sizes.PAPERS["resnet20"]
     rows = sizes.size_table(sizes.space_of(paper.words), DATE23, sampling.data_aware_p(leaves))
     assert rows[0].data_aware == 8_095
-    found = sizes.fit(sampling.bit_distances(leaves), paper, DATE23, sampling.tukey)
+    found = sizes.fit(sampling.bit_distances(leaves), paper, sampling.tukey)
     assert found.error < 0.015 and 13 < found.largest < 15
 
 

@@ -269,7 +269,7 @@ def test_a_disagreement_writes_no_file(engine, tmp_path, monkeypatch):
         return np.full(image.size, outcomes.CRITICAL), np.zeros(image.size, bool)
 
     monkeypatch.setattr(Engine, "critical_pairs", critical_pairs)
-    with pytest.raises(RuntimeError, match=r"verification failed: (hidden|out) index"):
+    with pytest.raises(truth.Disagreement, match=r"verification failed: (hidden|out) index"):
         written(engine, tmp_path / "t.npz", verify_pairs=50)
     assert not (tmp_path / "t.npz").exists()
 
