@@ -88,8 +88,6 @@ def _read(path: Path) -> dict[str, int]:
 def _write(path: Path, known: dict[str, int]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(known, indent=2) + "\n")
-        part.replace(path)
+        path.write_text(json.dumps(known, indent=2) + "\n")
     except OSError:
         return
