@@ -1,5 +1,7 @@
 """Certificates: sound on random networks, in float32 as it runs, and worth having."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jfi
+import nets
 from jfi import bits, certify, verify
 from jfi.program import run, section, trace
 
@@ -151,6 +154,28 @@ def test_verify_finds_a_wrong_certificate(monkeypatch):
     honest = certify.radii
     monkeypatch.setattr(certify, "radii", lambda *a: honest(*a) + jnp.inf)
     assert verify.verify(runner, faults, image, "critical").disagreements > 0
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_20000_certified_pairs_of_resnet20():
+    """Trained weights, real images, flips of all words and bits: none certified is critical."""
+    shared = Path(__file__).resolve().parents[2].parent / "shared"
+    weights = shared / "weights" / "resnet_cifar10" / "resnet20-12fca82f.th"
+    if not weights.exists():
+        pytest.skip("needs the trained ResNet-20 and the exact CIFAR-10 images")
+    net = nets.build("resnet20")
+    variables = nets.load(net, weights)
+    with np.load(shared / "data" / "cifar10" / "cifar10_exact_subset.npz") as arrays:
+        images = np.asarray(nets.normalise(net, arrays["x_test"][:64].astype(np.float32) / 255))
+        labels = arrays["y_test"][:64].astype(np.int32)
+    network = jfi.network(net.module.apply, variables, images[0])
+    runner = jfi.Engine(network, images, labels, jfi.select(network))
+    space, rng = jfi.FaultSpace(runner.sites, (bits.FLIP,)), np.random.default_rng(0)
+    faults = space.decode(np.sort(rng.integers(0, space.size, 26_000)))
+    found = verify.verify(runner, faults, rng.integers(0, 64, 26_000), "critical")
+    assert found.disagreements == 0, found.worst
+    assert found.certified >= 20_000
 
 
 def test_images_within_rounding_of_a_tie_are_never_certified():
