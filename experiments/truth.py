@@ -312,7 +312,12 @@ def main() -> int | None:
     if out.exists():
         raise InputError(f"--out={out} is there already; name another file, or move it away")
     engine = Engine(
-        network, images, labels, work.space.sites, memory=args.memory * campaign_script.MEBIBYTE
+        network,
+        images,
+        labels,
+        work.space.sites,
+        memory=args.memory * campaign_script.MEBIBYTE,
+        hardware=cli.machine(),
     )
     config = {name: getattr(args, name) for name in CONFIG}
     try:

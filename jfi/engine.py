@@ -237,6 +237,8 @@ class Engine:
         """
         inferred, judged = np.zeros((2, faults.site.size), np.int64)
         order, size = np.arange(len(self.images)), self._pruned_block()
+        if only is not None:
+            order = np.flatnonzero(only.any(axis=0))
         if detect:
             # Images near their decision boundary show most faults; a dropped fault saves the rest.
             order, size = self._by_margin, min(size, DETECT_BLOCK)
@@ -315,7 +317,7 @@ class Engine:
         if wanted is None:
             return radii.where_worth(images.tobytes(), self.images[images], faults)
         some = wanted.any(axis=0)
-        codes = radii.codes(self.images[images[some]])
+        codes = radii.codes(self.images[images[some]]) if some.any() else None
         if codes is None:
             return None
         found = np.zeros((len(codes), images.size), codes.dtype)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jfi
 import nets
-from jfi import bits, certify, verify
+from jfi import bits, certify, outcomes, verify
 from jfi.program import run, section, trace
 
 RNG = np.random.default_rng(0)
@@ -142,6 +142,22 @@ def test_certified_pairs_agree_with_naive_reruns(act):
     found = verify.verify(runner, faults, image, "critical")
     assert found.disagreements == 0, found.worst
     assert found.certified > 500
+
+
+def test_pairs_of_some_images_in_blocks():
+    """Few pairs, images in several blocks: each is decided as with all in one."""
+    network, images = make(3)
+    labels, sites = np.zeros(len(images), int), jfi.select(network)
+    space = jfi.FaultSpace(sites, (bits.FLIP,))
+    faults = space.decode(np.random.default_rng(0).integers(0, space.size, 40))
+    image = np.resize([0, 4, 5], 40)
+    found = [
+        jfi.Engine(network, images, labels, sites, memory=memory).critical_pairs(faults, image)
+        for memory in (1 << 30, 1)
+    ]
+    (one, one_certified), (blocks, blocks_certified) = found
+    assert np.array_equal(one & ~outcomes.CLASS_MASK, blocks & ~outcomes.CLASS_MASK)
+    assert np.array_equal(one_certified, blocks_certified)
 
 
 def test_verify_finds_a_wrong_certificate(monkeypatch):
