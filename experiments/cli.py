@@ -1,5 +1,6 @@
 """How every script starts, and how it ends: one line for bad input, never a traceback."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from experiments.machine import cores
 from jfi import tuning
 from jfi.errors import InputError
 from jfi.hardware import Hardware, hardware
@@ -37,6 +39,7 @@ def fail(error: object, status: int = FAILED) -> int:
 def _guard(main: Callable[[], int | None]) -> int | None:
     try:
         _cache_compilations()
+        _use_every_core()
         return main()
     except (InputError, NetError) as error:
         return fail(error, BAD_INPUT)
@@ -95,9 +98,13 @@ def _choices(flag: flags.Flag) -> list[str]:
 def machine() -> Hardware:
     """All local devices, with the chunk size that is fastest on them."""
     folder = _cache_folder()
-    if folder is None:
-        return hardware()
-    return hardware(chunk_bytes=tuning.chunk_bytes(folder / "chunks.json"))
+    return hardware() if folder is None else tuning.tuned(hardware(), folder / "chunks.json")
+
+
+def _use_every_core() -> None:
+    """Make each core of the CPU a device of its own, unless JAX has started already."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cores())
 
 
 def _cache_compilations() -> None:

@@ -236,13 +236,15 @@ class Engine:
           Images run to the logits, and certified, int [F] each.
         """
         inferred, judged = np.zeros((2, faults.site.size), np.int64)
-        order, size = np.arange(len(self.images)), self._pruned_block()
+        order, most = np.arange(len(self.images)), self._pruned_block()
         if only is not None:
             order = np.flatnonzero(only.any(axis=0))
         if detect:
             # Images near their decision boundary show most faults; a dropped fault saves the rest.
-            order, size = self._by_margin, min(size, DETECT_BLOCK)
-        for part in blocks(order.size, size):
+            order, most = self._by_margin, min(most, DETECT_BLOCK)
+        parts = blocks(order.size, most)
+        size = self.hardware.round_up(parts[0].stop)
+        for part in parts:
             images = order[part]
             arrived = self._run_block(faults, todo, images, size, codes, only)
             judged[todo] += images.size
@@ -382,7 +384,7 @@ class Engine:
         # Golden values are large: only the last block used is kept.
         if self._loaded is None or self._loaded[0] != site or self._loaded[1].start != part.start:
             self._loaded = None
-            size = self.image_blocks(site)[0].stop
+            size = self.hardware.round_up(self.image_blocks(site)[0].stop)
             rows = filled_up(np.arange(part.start, part.stop), size)
             block = self.program(site).load(
                 self._leaves, self.images[rows], self.labels[rows], part.start
@@ -410,9 +412,8 @@ class Engine:
         return Pruner(network.program, network.leaves, leaves, self.images, self.hardware, half)
 
     def _pruned_block(self) -> int:
-        """Images of a block: their golden values fit."""
-        most = self._memory // 2 // self._pruner.image_bytes()
-        return blocks(len(self.images), most)[0].stop
+        """Most images of a block: their golden values fit."""
+        return max(1, self._memory // 2 // self._pruner.image_bytes())
 
 
 def check_measure(measure: str, screen: str | None = None) -> None:

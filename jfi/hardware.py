@@ -2,6 +2,10 @@
 
 Pairs are spread over the devices; golden values and weights are on all of them, so that a chunk
 needs no word from one device to another. Images of a golden pass are spread likewise.
+
+A CPU may be one device or, with `jax_num_cpu_devices`, as many as it has cores: then no operation
+is too small to keep all cores busy (1.3 to 1.7 times as fast for ResNet-20 on 4 cores). Values on
+all devices of a CPU are one array in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,18 +45,28 @@ class Hardware(NamedTuple):
         )
 
     def jit_golden(self, function: Callable) -> Callable:
-        """Compile a function of (leaves, images); its results are on all devices."""
-        compiled = jit(function, out_shardings=NamedSharding(self.mesh, SHARED))
+        """Compile a function of (leaves, images); its results are on all devices.
+
+        Its work is spread if `round_up` leaves the number of images as it is.
+        """
+        compiled = jit(function)
 
         def call(leaves, images):
-            spec = SPREAD if len(images) % self.count == 0 else SHARED
-            return compiled(leaves, jax.device_put(images, NamedSharding(self.mesh, spec)))
+            spec = SPREAD if len(images) == self.round_up(len(images)) else SHARED
+            placed = jax.device_put(images, NamedSharding(self.mesh, spec))
+            return self.share(compiled(leaves, placed))
 
         return call
 
+    def round_up(self, rows: int) -> int:
+        """The next multiple of the number of devices."""
+        return -(-rows // self.count) * self.count
+
     def share(self, values: Any) -> Any:
         """`values`, a pytree of arrays, on all devices."""
-        return jax.device_put(values, NamedSharding(self.mesh, SHARED))
+        if self.count > 1 and self.mesh.devices.flat[0].platform == "cpu":
+            values = jax.tree.map(np.asarray, jax.device_put(values, self.mesh.devices.flat[0]))
+        return jax.device_put(values, NamedSharding(self.mesh, SHARED), may_alias=True)
 
     def zeros(self, rows: int, aval) -> jax.Array:
         """Zeros [rows a device, ...], spread."""

@@ -24,7 +24,7 @@ from jfi.program import Program, nbytes, run, section
 from jfi.radii import Radii, Shelf
 from jfi.split import Split, image_bytes, read, split, suffix
 
-BUFFER = 64 << 20  # bytes of values that wait at one cut on a device
+BUFFER = 128 << 20  # bytes of values that wait at one cut
 TRIAL = 8  # images on which it is tried what maps are worth
 MOVE = 100  # operations in the time that a byte of the largest value takes on its way
 
@@ -167,7 +167,8 @@ class Line:
 
     def _rows(self, cut: int) -> int:
         """Rows of the buffer at a cut, on each device."""
-        return max(2 * max(self.pruner.chunks), BUFFER // nbytes(self._aval(cut)))
+        most = BUFFER // self.pruner.hardware.count // nbytes(self._aval(cut))
+        return max(2 * max(self.pruner.chunks), most)
 
     def _drain_one(self, cut: int) -> None:
         device, row, pair, image = self._survivors(cut)

@@ -19,7 +19,7 @@ from jfi.chunks import chunks, filled_up
 from jfi.hardware import Hardware
 from jfi.program import Program, flops, run, section
 
-GROUP = 8  # images that radii are made of at a time
+GROUP = 8  # images that radii are made of at a time, at least
 COMPILE = 1 << 37  # operations in the time that compiling takes
 WORDS = 256  # words on which it is seen what share of flips radii certify
 HOPED = 0.5  # that share before it is seen
@@ -66,6 +66,7 @@ class Radii:
     ):
         self._leaves, self._leaf, self._shelf = leaves, leaf, shelf
         self._product = certify.product(program, leaf)
+        self._group = hardware.round_up(GROUP)
         self._pair_flops, self._owed = pair_flops, defaultdict(float)
         self._share: float | None = None
         if self._product is not None:
@@ -98,8 +99,8 @@ class Radii:
         if self._product is None:
             return None
         made = [
-            code(np.asarray(self._make(self._leaves, filled_up(images[part], GROUP))))
-            for part in chunks(len(images), GROUP)
+            code(np.asarray(self._make(self._leaves, filled_up(images[part], self._group))))
+            for part in chunks(len(images), self._group)
         ]
         found = np.concatenate(made)[: len(images)].reshape(len(images), -1).T
         if self._share is None:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jfi.compiling import jit
+from jfi.hardware import SHARED, SPREAD, Hardware
+from jfi.program import nbytes
 
 SHAPE = (16, 16, 32)  # of a value of one pair, in the middle of a small network
 CPU_BYTES = tuple(1 << k for k in range(20, 25))
@@ -25,16 +26,16 @@ WORK = 1 << 27  # bytes of values of one timing, on a CPU
 ENOUGH = 0.95  # of the best rate: the smallest chunk that reaches it is taken
 
 
-def chunk_bytes(path: str | os.PathLike) -> int:
-    """Bytes for `Hardware.chunk_bytes`, from the JSON file at `path` or measured and kept there.
+def tuned(hardware: Hardware, path: str | os.PathLike) -> Hardware:
+    """`hardware` with the best chunk size, from the JSON file at `path` or measured and kept there.
 
     A file that can't be read or written is no error: it is measured again then.
     """
-    known, machine = _read(Path(path)), _machine()
+    known, machine = _read(Path(path)), _machine(hardware)
     if machine not in known:
-        known[machine] = _best(dict(_rates()))
+        known[machine] = _best(dict(_rates(hardware)))
         _write(Path(path), known)
-    return known[machine]
+    return hardware._replace(chunk_bytes=known[machine])
 
 
 def _best(rates: dict[int, float]) -> int:
@@ -42,14 +43,15 @@ def _best(rates: dict[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= wanted)
 
 
-def _rates() -> Iterator[tuple[int, float]]:
-    """(chunk bytes, bytes a second), each size in turn."""
+def _rates(hardware: Hardware) -> Iterator[tuple[int, float]]:
+    """(chunk bytes, bytes a second of a device), each size in turn."""
     sizes = CPU_BYTES if jax.default_backend() == "cpu" else OTHER_BYTES
-    kernel = jnp.full((3, 3, SHAPE[-1], SHAPE[-1]), 1e-3)
+    pair = jax.ShapeDtypeStruct(SHAPE, np.float32)
+    kernel = hardware.share(jnp.full((3, 3, SHAPE[-1], SHAPE[-1]), 1e-3))
     work = max(WORK, 4 * max(sizes))
-    step = jit(_step)
+    step = hardware.jit(_step, SPREAD, SHARED)
     for size in sizes:
-        values = jnp.ones((size // (4 * int(np.prod(SHAPE))), *SHAPE))
+        values = hardware.zeros(size // nbytes(pair), pair)
         jax.block_until_ready(step(values, kernel))
         spent = [_seconds(step, values, kernel, work // size) for _ in range(REPEATS)]
         yield size, work / statistics.median(spent)
@@ -72,9 +74,10 @@ def _seconds(step, values, kernel, times: int) -> float:
     return time.perf_counter() - started
 
 
-def _machine() -> str:
-    device = jax.devices()[0]
-    return f"{device.platform} {device.device_kind} x{os.cpu_count()} jax {jax.__version__}"
+def _machine(hardware: Hardware) -> str:
+    device = hardware.mesh.devices.flat[0]
+    kind = f"{device.platform} {device.device_kind} x{hardware.count}"
+    return f"{kind}, {os.cpu_count()} cores, jax {jax.__version__}"
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jfi import tuning
+from jfi.hardware import hardware
 
 
 def test_smallest_of_the_fastest_is_taken():
@@ -14,7 +15,7 @@ def test_smallest_of_the_fastest_is_taken():
 def test_rates_of_this_machine(monkeypatch):
     monkeypatch.setattr(tuning, "WORK", 1 << 22)
     monkeypatch.setattr(tuning, "CPU_BYTES", (1 << 20, 1 << 21))
-    rates = dict(tuning._rates())
+    rates = dict(tuning._rates(hardware()))
     assert list(rates) == [1 << 20, 1 << 21]
     assert min(rates.values()) > 0
 
@@ -23,7 +24,7 @@ def test_rates_of_this_machine(monkeypatch):
 def timed(monkeypatch):
     calls = []
 
-    def rates():
+    def rates(hardware):
         calls.append(1)
         yield from {1 << 20: 1.0, 1 << 22: 2.0}.items()
 
@@ -31,9 +32,13 @@ def timed(monkeypatch):
     return calls
 
 
+def kept(path):
+    return tuning.tuned(hardware(), path).chunk_bytes
+
+
 def test_kept(timed, tmp_path):
     path = tmp_path / "cache" / "chunks.json"
-    assert tuning.chunk_bytes(path) == tuning.chunk_bytes(path) == 1 << 22
+    assert kept(path) == kept(path) == 1 << 22
     assert len(timed) == 1
     assert list(json.loads(path.read_text()).values()) == [1 << 22]
 
@@ -42,10 +47,10 @@ def test_kept(timed, tmp_path):
 def test_a_file_of_no_use_is_replaced(timed, tmp_path, text):
     path = tmp_path / "chunks.json"
     path.write_text(text)
-    assert tuning.chunk_bytes(path) == 1 << 22
+    assert kept(path) == 1 << 22
     assert 1 << 22 in json.loads(path.read_text()).values()
 
 
 def test_nowhere_to_keep_it(timed, tmp_path):
     (tmp_path / "file").touch()
-    assert tuning.chunk_bytes(tmp_path / "file" / "chunks.json") == 1 << 22
+    assert kept(tmp_path / "file" / "chunks.json") == 1 << 22
