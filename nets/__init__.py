@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nets import lenet, resnet
+from nets import lenet, mobilenet, resnet, resnet9, resnet18, vgg
 from nets.net import Net, NetError, apply, init, normalise
 from nets.weights import load, save
 
@@ -25,9 +25,14 @@ class Entry(NamedTuple):
     input_shape: tuple[int, int, int]
 
 
-REGISTRY = {"lenet": Entry(lenet.build, (28, 28, 1))} | {
-    f"resnet{depth}": Entry(partial(resnet.build, depth), (32, 32, 3)) for depth in resnet.DEPTHS
-}
+CIFAR = (32, 32, 3)
+REGISTRY = (
+    {"lenet": Entry(lenet.build, (28, 28, 1))}
+    | {f"resnet{n}": Entry(partial(resnet.build, n), CIFAR) for n in resnet.DEPTHS}
+    | {"resnet9": Entry(resnet9.build, CIFAR), "resnet18": Entry(resnet18.build, CIFAR)}
+    | {f"vgg{n}": Entry(partial(vgg.build, n), CIFAR) for n in vgg.STAGES}
+    | {"mobilenetv2": Entry(mobilenet.build, CIFAR)}
+)
 
 
 def names() -> tuple[str, ...]:

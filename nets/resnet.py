@@ -5,27 +5,15 @@ Layer for layer the networks of github.com/akamaster/pytorch_resnet_cifar10, who
 load: PyTorch's padding, BN with epsilon 1e-5.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nets.layers import batch_norm, conv, types_of
 from nets.net import Net, pixel_statistics
 
 DEPTHS = (20, 32, 44, 56)
-
-
-def _conv(channels: int, stride: int, name: str, types: dict) -> nn.Conv:
-    """3x3 convolution without bias; padding by 1 on both sides, also where the stride is 2."""
-    init = nn.initializers.kaiming_normal()
-    sizes = {"kernel_size": (3, 3), "strides": (stride, stride), "padding": 1}
-    return nn.Conv(channels, use_bias=False, kernel_init=init, name=name, **sizes, **types)
-
-
-def _batch_norm(train: bool, types: dict):
-    """Batch normalisation as PyTorch does it; its momentum of 0.1 is 0.9 in Flax."""
-    return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, **types)
 
 
 def _shortcut(x, channels: int, stride: int):
@@ -45,10 +33,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = _batch_norm(train, types)
-        y = norm(name="bn1")(_conv(self.channels, self.stride, "conv1", types)(x))
-        y = norm(name="bn2")(_conv(self.channels, 1, "conv2", types)(nn.relu(y)))
+        types = types_of(self)
+        y = conv(self.channels, 3, "conv1", types, self.stride)(x)
+        y = nn.relu(batch_norm(train, "bn1", types)(y))
+        y = batch_norm(train, "bn2", types)(conv(self.channels, 3, "conv2", types)(y))
         if x.shape != y.shape:
             x = _shortcut(x, self.channels, self.stride)
         return nn.relu(y + x)
@@ -68,8 +56,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.relu(_batch_norm(train, types)(name="bn1")(_conv(16, 1, "conv1", types)(x)))
+        types = types_of(self)
+        x = nn.relu(batch_norm(train, "bn1", types)(conv(16, 3, "conv1", types)(x)))
         for stage, channels in enumerate((16, 32, 64), start=1):
             for block in range(self.blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
