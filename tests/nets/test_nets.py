@@ -1,4 +1,4 @@
-"""The registry, LeNet and the ResNets: names, shapes, types, normalisation, bad input."""
+"""The registry and the networks: names, shapes, types, normalisation, bad input."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+import jfi
 import nets
 from nets.net import Net
 from nets.resnet import ResNet
@@ -31,6 +32,11 @@ def shapes(net: nets.Net) -> dict[str, tuple[int, ...]]:
 
 def kernel_words(net: nets.Net) -> int:
     return sum(np.prod(s) for k, s in shapes(net).items() if k.endswith("kernel"))
+
+
+def parameters(net: nets.Net) -> int:
+    """Values that training changes: all but the running statistics."""
+    return sum(np.prod(s) for k, s in shapes(net).items() if k.startswith("params/"))
 
 
 @pytest.mark.parametrize("shape", LENET_SHAPES)
@@ -68,6 +74,44 @@ def test_resnet_has_the_kernels_of_the_literature(name, layers, words):
         kernels
     )
     assert kernel_words(net) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "count"),
+    [
+        ("resnet9", 9, 6_575_370),
+        ("resnet18", 21, 11_173_962),
+        ("vgg11", 9, 9_231_114),
+        ("vgg16", 14, 14_728_266),
+        # 2,296,922 of kuangliu's, less 58,240 kernel words and 912 of BN on four shortcuts.
+        ("mobilenetv2", 54, 2_237_770),
+    ],
+)
+def test_deep_nets_have_the_parameters_of_the_literature(name, layers, count):
+    """Totals that the PyTorch definitions named in the docstrings are known for."""
+    net = nets.build(name)
+    assert sum(k.endswith("kernel") for k in shapes(net)) == layers
+    assert parameters(net) == count
+
+
+def test_mobilenet_has_the_kernels_of_the_paper():
+    """Ruospo et al., DATE 2023, Table II; 64 stuck-at faults a word."""
+    words = kernel_words(nets.build("mobilenetv2"))
+    assert (words, 64 * words) == (2_203_584, 141_029_376)
+
+
+def test_mobilenet_is_the_network_that_the_engine_sees():
+    """All its layers are sites: pointwise and depthwise convolutions, and the dense one."""
+    net = nets.build("mobilenetv2")
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables_of(net))
+    sites = jfi.select(jfi.network(net.module.apply, variables, jnp.zeros(net.input_shape)))
+    assert (len(sites), sum(site.words for site in sites)) == (54, 2_203_584)
+
+
+@pytest.mark.parametrize("name", nets.names())
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
+def test_every_net_takes_the_images_of_mnist_and_cifar(name, shape):
+    assert logits_of(nets.build(name, shape, 7), 3).shape == (3, 7)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -132,6 +176,8 @@ def test_normalise_refuses_images_of_another_shape(shape):
         ({"name": "resnet20", "input_shape": (32, 32)}, "(height, width, channels)"),
         ({"name": "lenet", "num_classes": 1}, "1 classes"),
         ({"name": "lenet", "dtype": jnp.int8}, "dtype int8"),
+        ({"name": "resnet9", "input_shape": (4, 32, 3)}, "4x32; 8x8 is smallest"),
+        ({"name": "vgg11", "input_shape": (48, 32, 3)}, "48x32; 32x32 is the largest"),
         ({"name": "lenet", "dtype": "float31"}, "'float31' is unknown"),
         ({"name": "lenet", "dtype": jnp.float64}, "JAX_ENABLE_X64"),
     ],
