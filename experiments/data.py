@@ -22,8 +22,11 @@ Without TensorFlow, turn the same files into a .npz and use that as --dataset:
 
 import gzip
 import importlib.util
+import io
 import math
 import os
+import re
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -91,6 +94,25 @@ def load(
         known = ", ".join(names())
         raise InputError(f"dataset {name!r} is unknown; known are {known} and any .npz file")
     return _dataset(Path(name).stem if name.endswith(".npz") else name, arrays, splits)
+
+
+def add_jpegs(dataset: Dataset, path: str | os.PathLike) -> Dataset:
+    """The data set with the JPEG images of a tar file after those of its training half.
+
+    The tar holds train/<class>/<name>.jpg; labels are the places of the classes in alphabetical
+    order, as CIFAR-10's are. What is outside train/ is left alone. Needs Pillow.
+    Raises InputError where the file is missing, damaged, or without such images of one shape.
+    """
+    images, labels = _read_jpegs(Path(path))
+    if images.shape[1:] != dataset.x_test.shape[1:]:
+        raise InputError(
+            f"images {path}: of shape {images.shape[1:]}; those of dataset {dataset.name} have "
+            f"{dataset.x_test.shape[1:]}"
+        )
+    if dataset.x_train is not None:
+        images = np.concatenate([dataset.x_train, images])
+        labels = np.concatenate([dataset.y_train, labels])
+    return dataset._replace(x_train=images, y_train=labels)
 
 
 def check_labels(dataset: Dataset, num_classes: int) -> None:
@@ -210,6 +232,34 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
             return {key: arrays[key] for key in MNIST_FILES if key in arrays}
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
         raise InputError(f"dataset {path}: truncated, or not a .npz file of arrays") from error
+
+
+def _read_jpegs(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of train/<class>/*.jpg in a tar file, in the order of their names."""
+    if not path.is_file():
+        raise InputError(f"images {path}: no such file")
+    try:
+        with tarfile.open(path) as tar:
+            found = {
+                member.name: _decode(tar.extractfile(member).read())
+                for member in tar
+                if re.fullmatch(r"(.*/)?train/[^/]+/[^/]+\.jpe?g", member.name)
+            }
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"images {path}: truncated, or not a tar file of JPEGs") from error
+    names = sorted(found)
+    folders = sorted({Path(name).parent for name in names})
+    if len({image.shape for image in found.values()}) != 1:
+        raise InputError(f"images {path}: no train/<class>/*.jpg of one shape in it")
+    images = _images(f"images {path}", np.stack([found[name] for name in names]))
+    return images, np.array([folders.index(Path(name).parent) for name in names], np.int32)
+
+
+def _decode(jpeg: bytes) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(image)
 
 
 def _dataset(name: str, arrays: Mapping[str, np.ndarray], splits: tuple[str, ...]) -> Dataset:

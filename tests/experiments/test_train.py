@@ -1,20 +1,27 @@
 """Training: what is learnt, what is kept, and the script from the command line."""
 
+import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import flax.linen as linen
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import nets
 from experiments import data, train
 from jfi.errors import InputError
 from nets.net import Net
-from nets.resnet import ResNet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,42 +31,153 @@ def digits() -> data.Dataset:
     return data.load("digits")
 
 
-def script(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    """`python -m experiments.train` in a folder of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    command = [sys.executable, "-m", "experiments.train", *flags]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def popen(tmp_path_factory):
+    """popen(folder, *flags): `python -m experiments.train` started in a folder of its own."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def start(folder: Path, *flags: str) -> subprocess.Popen:
+        arguments = [sys.executable, "-m", "experiments.train", *flags]
+        return subprocess.Popen(arguments, cwd=folder, env=environment, **pipes)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def script(popen):
+    """script(folder, *flags): the script, run to its end."""
+
+    def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+        with popen(folder, *flags) as process:
+            out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+class Tiny(linen.Module):
+    """A convolution with BN, and a dense layer."""
+
+    dtype: type = jnp.float32
+
+    @linen.compact
+    def __call__(self, x, train: bool = False):
+        x = linen.Conv(8, (3, 3), strides=2, dtype=self.dtype)(x)
+        x = linen.relu(linen.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x))
+        return linen.Dense(10, dtype=self.dtype)(x.reshape(len(x), -1))
+
+
+def tiny() -> Net:
+    return Net("tiny", Tiny(), (8, 8, 1), 10, (0.3,), (0.4,))
+
+
+def assert_same(one, other) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_lenet_learns_digits_with_the_default_recipe(digits):
-    net, epochs = nets.build("lenet", (8, 8, 1)), []
-    variables = train.train(net, digits, train.Recipe(), lambda *progress: epochs.append(progress))
-    assert train.accuracy(net, variables, digits.x_test, digits.y_test) >= 0.96
-    assert [epoch for epoch, _ in epochs] == list(range(train.Recipe().epochs))
-    assert epochs[-1][1] < 0.05 < epochs[0][1]
+    net, kept, reported = nets.build("lenet", (8, 8, 1)), [], []
+    recipe = train.Recipe()
+    state, history = train.train(
+        net, digits, recipe, keep=kept.append, report=lambda *at: reported.append(at)
+    )
+    found = train.accuracy(net, state.variables, digits.x_test, digits.y_test)
+    assert history[-1].accuracy == found >= 0.96
+    assert [len(training.history) for training in kept] == list(range(1, recipe.epochs + 1))
+    assert history[-1].loss < 0.05 < history[0].loss
+    steps = 1437 // 32
+    assert reported == [(done, steps) for done in range(1, steps * recipe.epochs + 1)]
 
 
 def test_training_is_seeded(digits):
-    net, recipe = nets.build("lenet", (8, 8, 1)), train.Recipe(epochs=1, batch_size=256)
+    net = nets.build("lenet", (8, 8, 1))
+    recipe = train.Recipe(epochs=1, batch_size=256, augment="crop")
     first, again, other = (
-        train.train(net, digits, recipe._replace(seed=seed)) for seed in (1, 1, 2)
+        train.train(net, digits, recipe._replace(seed=seed)).state.params for seed in (1, 1, 2)
     )
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert not np.array_equal(first["params"]["fc3"]["kernel"], other["params"]["fc3"]["kernel"])
+    assert_same(first, again)
+    assert not np.array_equal(first["fc3"]["kernel"], other["fc3"]["kernel"])
 
 
 def test_a_net_with_batch_normalisation_learns_and_updates_its_statistics(digits):
-    net = Net("resnet8", ResNet(1), (8, 8, 1), 10, (0.3,), (0.4,))
+    net = tiny()
     before = nets.init(net, 0)
-    losses = []
-    recipe = train.Recipe(epochs=3, batch_size=128)
-    variables = train.train(net, digits, recipe, lambda _, loss: losses.append(loss))
-    assert losses[-1] < losses[0] / 2
-    assert train.accuracy(net, variables, digits.x_test, digits.y_test) > 0.5
+    state, history = train.train(net, digits, train.Recipe(epochs=3, batch_size=128))
+    assert history[-1].loss < history[0].loss / 2
+    assert history[-1].accuracy > 0.5
     moved = jax.tree.map(
-        lambda a, b: not np.array_equal(a, b), before["batch_stats"], variables["batch_stats"]
+        lambda a, b: not np.array_equal(a, b),
+        before["batch_stats"],
+        state.statistics["batch_stats"],
     )
     assert all(jax.tree.leaves(moved))
+
+
+def test_half_precision_learns_and_keeps_its_weights_in_float32(digits):
+    net = tiny()
+    recipe = train.Recipe(epochs=3, batch_size=128, precision="bfloat16")
+    state, history = train.train(net, digits, recipe)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype("float32")}
+    assert history[-1].loss < history[0].loss / 2 and history[-1].accuracy > 0.5
+    narrow = train.computing_in(net, "bfloat16")
+    assert nets.apply(narrow, state.variables, jnp.zeros((1, 8, 8, 1))).dtype == jnp.bfloat16
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine_and_weights_decay():
+    """Without a gradient AdamW moves a weight w by -rate * decay * w alone."""
+    recipe = train.Recipe(epochs=4, learning_rate=0.3, weight_decay=0.2)
+    optimiser, weight = train._optimiser(recipe, 50), jnp.float32(2)
+    state, rates = optimiser.init(weight), []
+    for _ in range(200):
+        update, state = optimiser.update(jnp.zeros(()), state, weight)
+        rates.append(float(-update / (0.2 * weight)))
+    expected = [0.3 * i / 10 for i in range(10)]
+    expected += [0.15 * (1 + np.cos(np.pi * i / 190)) for i in range(190)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_augmented_images_are_shifted_by_up_to_four_and_flipped_half_the_time(flip):
+    """Images whose pixels are all different tell which shift and side each was given."""
+    images = np.arange(1, 401, dtype=np.float32).reshape(1, 10, 10, 4)
+    found = train.augmented(jax.random.key(0), jnp.tile(images, (2000, 1, 1, 1)), flip=flip)
+    wide = np.pad(images[0], ((4, 4), (4, 4), (0, 0)))
+    windows = {
+        side(wide[i : i + 10, j : j + 10]).tobytes(): (i, j, name)
+        for i in range(9)
+        for j in range(9)
+        for name, side in (("kept", np.asarray), ("flipped", lambda x: x[:, ::-1]))
+    }
+    seen = [windows[image.tobytes()] for image in np.asarray(found)]
+    assert len({(i, j) for i, j, _ in seen}) == 81
+    share = np.mean([name == "flipped" for *_, name in seen])
+    assert 0.45 < share < 0.55 if flip else share == 0
+
+
+class Stopped(Exception):
+    """Training was interrupted."""
+
+
+def test_training_goes_on_where_it_stood(digits):
+    """Stopped in the middle of an epoch: the same weights, memory and history as unstopped."""
+    net = tiny()
+    recipe = train.Recipe(epochs=4, batch_size=256, augment="crop_flip")
+    kept = []
+
+    def keep(training):
+        kept.append(jax.tree.map(np.array, training))  # the arrays themselves are used up
+
+    def stop(done, steps):
+        if done == 2 * steps + 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train.train(net, digits, recipe, keep=keep, report=stop)
+    assert len(kept) == 2
+    start = train.Training(jax.tree.map(jnp.asarray, kept[-1].state), kept[-1].history)
+    assert_same(train.train(net, digits, recipe, start), train.train(net, digits, recipe))
 
 
 def test_loss_is_the_cross_entropy_of_pytorch(digits):
@@ -71,6 +189,18 @@ def test_loss_is_the_cross_entropy_of_pytorch(digits):
     expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).long())
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert statistics == {}
+
+
+def test_the_loss_of_half_precision_is_taken_in_float32(digits):
+    net = train.computing_in(nets.build("lenet", (8, 8, 1)), "bfloat16")
+    variables = nets.init(net, 0)
+    x, y = nets.normalise(net, digits.x_test[:32]), digits.y_test[:32]
+    loss, _ = train._loss(net, {}, x, y, variables["params"])
+    logits = nets.apply(net, variables, x).astype(jnp.float32)
+    assert loss.dtype == jnp.float32
+    assert float(loss) == pytest.approx(
+        float(optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()), rel=1e-6
+    )
 
 
 def test_an_epoch_shows_every_image_once():
@@ -104,7 +234,7 @@ def test_bad_input_is_refused_before_training(digits, change, recipe, message):
         train.train(net, digits._replace(**change), train.Recipe(**recipe))
 
 
-def test_script_trains_once_and_keeps_the_weights(tmp_path):
+def test_script_trains_once_and_keeps_the_weights(script, tmp_path):
     first = script(tmp_path, "--epochs=2", "--batch_size=128")
     assert first.returncode == 0, first.stderr
     assert "test accuracy: " in first.stdout and first.stderr == ""
@@ -114,6 +244,57 @@ def test_script_trains_once_and_keeps_the_weights(tmp_path):
     assert "is there: not trained again" in second.stdout
     assert second.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert weights.read_bytes() == before
+    _check_card_and_log(weights, first.stdout.split()[-1])
+
+
+def _check_card_and_log(weights: Path, accuracy: str):
+    with safe_open(weights, "numpy") as file:
+        header = file.metadata()
+    shown = weights.with_suffix(".md").read_text()
+    assert header["command"] == "python -m experiments.train --epochs=2 --batch_size=128"
+    assert header["test accuracy"] == f"{accuracy} of 360 test images"
+    assert header["dataset"] == "digits: 1,437 training images"
+    assert all(f"| {key} | {value} |" in shown for key, value in header.items())
+    assert {"commit", "learning_rate", "seed", "jax"} <= header.keys()
+    with weights.with_suffix(".csv").open() as file:
+        epochs = list(csv.DictReader(file))
+    assert [row["epoch"] for row in epochs] == ["1", "2"]
+    assert f"{float(epochs[-1]['test_accuracy']):.2%}" == accuracy
+    assert not weights.with_suffix(".checkpoint").exists()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(popen, script, tmp_path):
+    flags = ("--epochs=60", "--augment=crop")
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        folder.mkdir()
+    assert script(whole, *flags).returncode == 0
+    with popen(part, *flags) as process:
+        kept = part / "weights" / "lenet_digits.checkpoint"
+        while not kept.exists() and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    refused = script(part, *flags, "--seed=1")
+    assert refused.returncode == 2
+    assert "of another run, with seed 0, not 1" in refused.stderr
+    ended = script(part, *flags)
+    assert ended.returncode == 0, ended.stderr
+    assert "going on after epoch" in ended.stdout
+    weights = Path("weights", "lenet_digits.safetensors")
+    assert_same(load_file(whole / weights), load_file(part / weights))
+    logs = [(folder / weights.with_suffix(".csv")).read_text() for folder in (whole, part)]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 61
+
+
+def test_a_damaged_checkpoint_is_refused_or_put_aside(script, tmp_path):
+    (tmp_path / "weights").mkdir()
+    kept = tmp_path / "weights" / "lenet_digits.checkpoint"
+    kept.write_bytes(b"no checkpoint")
+    refused = script(tmp_path, "--epochs=1")
+    assert refused.returncode == 2 and "lenet_digits.checkpoint: damaged" in refused.stderr
+    assert script(tmp_path, "--epochs=1", "--overwrite").returncode == 0
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize(
@@ -123,11 +304,13 @@ def test_script_trains_once_and_keeps_the_weights(tmp_path):
         ("--dataset=svhn", "dataset 'svhn' is unknown"),
         ("--epochs=0", "--epochs=0"),
         ("--epoch=1", "Unknown command line flag"),
+        ("--extra=none.tar", "images none.tar: no such file"),
+        ("--augment=mixup", "--augment=mixup"),
         ("--out=net.pt", "--out=net.pt: a .safetensors file is right"),
         ("--out=file/net.safetensors", "can't be written there"),
     ],
 )
-def test_script_answers_bad_input_with_one_line_and_status_2(tmp_path, flag, message):
+def test_script_answers_bad_input_with_one_line_and_status_2(script, tmp_path, flag, message):
     (tmp_path / "file").touch()
     ended = script(tmp_path, flag)
     assert ended.returncode == 2
