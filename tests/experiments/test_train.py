@@ -1,10 +1,12 @@
 """Training: what is learnt, what is kept, and the script from the command line."""
 
 import csv
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -31,30 +34,17 @@ def digits() -> data.Dataset:
     return data.load("digits")
 
 
-@pytest.fixture(scope="module")
-def popen(tmp_path_factory):
-    """popen(folder, *flags): `python -m experiments.train` started in a folder of its own."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache}
+@pytest.fixture
+def start(tmp_path):
+    """start(folder, *flags): `python -m experiments.train` begun in a folder of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def start(folder: Path, *flags: str) -> subprocess.Popen:
+    def popen(folder: Path, *flags: str) -> subprocess.Popen:
         arguments = [sys.executable, "-m", "experiments.train", *flags]
         return subprocess.Popen(arguments, cwd=folder, env=environment, **pipes)
 
-    return start
-
-
-@pytest.fixture(scope="module")
-def script(popen):
-    """script(folder, *flags): the script, run to its end."""
-
-    def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-        with popen(folder, *flags) as process:
-            out, err = process.communicate()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    return run
+    return popen
 
 
 class Tiny(linen.Module):
@@ -234,17 +224,17 @@ def test_bad_input_is_refused_before_training(digits, change, recipe, message):
         train.train(net, digits._replace(**change), train.Recipe(**recipe))
 
 
-def test_script_trains_once_and_keeps_the_weights(script, tmp_path):
-    first = script(tmp_path, "--epochs=2", "--batch_size=128")
-    assert first.returncode == 0, first.stderr
-    assert "test accuracy: " in first.stdout and first.stderr == ""
-    weights = tmp_path / "weights" / "lenet_digits.safetensors"
+def test_script_trains_once_and_keeps_the_weights(script, own_folder):
+    first = script(train, "--epochs=2", "--batch_size=128")
+    assert first.status == 0, first.err
+    assert "test accuracy: " in first.out and first.err == ""
+    weights = own_folder / "weights" / "lenet_digits.safetensors"
     before = weights.read_bytes()
-    second = script(tmp_path)
-    assert "is there: not trained again" in second.stdout
-    assert second.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    second = script(train)
+    assert "is there: not trained again" in second.out
+    assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
     assert weights.read_bytes() == before
-    _check_card_and_log(weights, first.stdout.split()[-1])
+    _check_card_and_log(weights, first.out.split()[-1])
 
 
 def _check_card_and_log(weights: Path, accuracy: str):
@@ -263,37 +253,57 @@ def _check_card_and_log(weights: Path, accuracy: str):
     assert not weights.with_suffix(".checkpoint").exists()
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(popen, script, tmp_path):
-    flags = ("--epochs=60", "--augment=crop")
+def test_jpegs_are_trained_on_and_named_on_the_card(script, own_folder):
+    """The digits once more, as JPEGs."""
+    images = data.load("digits")
+    with tarfile.open("digits.tar", "w") as tar:
+        for i, label in enumerate(images.y_train):
+            file = io.BytesIO()
+            pixels = (images.x_train[i, ..., 0] * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(file, "jpeg", quality=95)
+            entry = tarfile.TarInfo(f"train/{label}/{i}.jpg")
+            entry.size = file.tell()
+            file.seek(0)
+            tar.addfile(entry, file)
+    ended = script(train, "--epochs=2", "--batch_size=128", "--extra=digits.tar")
+    assert float(ended.out.split()[-1].rstrip("%")) > 60
+    card = (own_folder / "weights" / "lenet_digits.md").read_text()
+    assert "2,874 training images, among them the JPEG images of digits.tar" in card
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(start, script, tmp_path, monkeypatch):
+    flags = ("--epochs=30", "--augment=crop")
     whole, part = tmp_path / "whole", tmp_path / "part"
     for folder in (whole, part):
         folder.mkdir()
-    assert script(whole, *flags).returncode == 0
-    with popen(part, *flags) as process:
+    with start(part, *flags) as process:
         kept = part / "weights" / "lenet_digits.checkpoint"
         while not kept.exists() and process.poll() is None:
             time.sleep(0.005)
         process.kill()
     assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
-    refused = script(part, *flags, "--seed=1")
-    assert refused.returncode == 2
-    assert "of another run, with seed 0, not 1" in refused.stderr
-    ended = script(part, *flags)
-    assert ended.returncode == 0, ended.stderr
-    assert "going on after epoch" in ended.stdout
+    monkeypatch.chdir(part)
+    refused = script(train, *flags, "--seed=1")
+    assert refused.status == 2
+    assert "of another run, with seed 0, not 1" in refused.err
+    ended = script(train, *flags)
+    assert ended.status == 0, ended.err
+    assert "going on after epoch" in ended.out
+    monkeypatch.chdir(whole)
+    assert script(train, *flags).status == 0
     weights = Path("weights", "lenet_digits.safetensors")
     assert_same(load_file(whole / weights), load_file(part / weights))
     logs = [(folder / weights.with_suffix(".csv")).read_text() for folder in (whole, part)]
-    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 61
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 31
 
 
-def test_a_damaged_checkpoint_is_refused_or_put_aside(script, tmp_path):
-    (tmp_path / "weights").mkdir()
-    kept = tmp_path / "weights" / "lenet_digits.checkpoint"
+def test_a_damaged_checkpoint_is_refused_or_put_aside(script, own_folder):
+    kept = own_folder / "weights" / "lenet_digits.checkpoint"
+    kept.parent.mkdir()
     kept.write_bytes(b"no checkpoint")
-    refused = script(tmp_path, "--epochs=1")
-    assert refused.returncode == 2 and "lenet_digits.checkpoint: damaged" in refused.stderr
-    assert script(tmp_path, "--epochs=1", "--overwrite").returncode == 0
+    refused = script(train, "--epochs=1")
+    assert refused.status == 2 and "lenet_digits.checkpoint: damaged" in refused.err
+    assert script(train, "--epochs=1", "--overwrite").status == 0
     assert not kept.exists()
 
 
@@ -310,9 +320,9 @@ def test_a_damaged_checkpoint_is_refused_or_put_aside(script, tmp_path):
         ("--out=file/net.safetensors", "can't be written there"),
     ],
 )
-def test_script_answers_bad_input_with_one_line_and_status_2(script, tmp_path, flag, message):
-    (tmp_path / "file").touch()
-    ended = script(tmp_path, flag)
-    assert ended.returncode == 2
-    assert message in ended.stderr and ended.stderr.startswith("error: ")
-    assert len(ended.stderr.splitlines()) == 1
+def test_script_answers_bad_input_with_one_line_and_status_2(script, own_folder, flag, message):
+    (own_folder / "file").touch()
+    ended = script(train, flag)
+    assert ended.status == 2
+    assert message in ended.err and ended.err.startswith("error: ")
+    assert len(ended.err.splitlines()) == 1
