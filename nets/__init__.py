@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from nets import lenet, mobilenet, resnet, resnet9, resnet18, vgg
-from nets.net import Net, NetError, apply, init, normalise
+from nets.net import Net, NetError, apply, fast, init, normalise
 from nets.weights import load, save
 
-__all__ = ["Net", "NetError", "apply", "build", "init", "load", "names", "normalise", "save"]
+__all__ = [
+    "Net", "NetError", "apply", "build", "fast", "init", "load", "names", "normalise", "save",
+]  # fmt: skip
 
 
 class Entry(NamedTuple):

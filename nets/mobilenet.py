@@ -9,10 +9,12 @@ named as in that repository (layers.0.conv1.weight), so its checkpoints load whe
 without the convolutions on shortcuts.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from nets.layers import batch_norm, conv, types_of
 from nets.net import Net, pixel_statistics
@@ -46,6 +48,7 @@ class Block(nn.Module):
     expansion: int
     channels: int
     stride: int
+    depthwise: Callable
     dtype: Any
     param_dtype: Any
 
@@ -54,19 +57,22 @@ class Block(nn.Module):
         types, wide = types_of(self), self.expansion * x.shape[-1]
         y = conv(wide, 1, "conv1", types)(x)
         y = nn.relu6(batch_norm(train, "bn1", types)(y))
-        y = conv(wide, 3, "conv2", types, self.stride, feature_group_count=wide)(y)
+        each = {"feature_group_count": wide, "conv_general_dilated": self.depthwise}
+        y = conv(wide, 3, "conv2", types, self.stride, **each)(y)
         y = nn.relu6(batch_norm(train, "bn2", types)(y))
         y = batch_norm(train, "bn3", types)(conv(self.channels, 1, "conv3", types)(y))
         return x + y if x.shape == y.shape else y
 
 
 class MobileNetV2(nn.Module):
-    """Images [B, H, W, C] -> logits [B, num_classes]. `head` channels before the dense layer."""
+    """Images [B, H, W, C] -> logits [B, num_classes]. `head` channels before the dense layer;
+    `depthwise` is what computes depthwise convolutions (`nets.fast` sets it)."""
 
     stages: tuple[Stage, ...] = STAGES
     stem: int = 32
     head: int = 1280
     num_classes: int = 10
+    depthwise: Callable = lax.conv_general_dilated
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -76,7 +82,7 @@ class MobileNetV2(nn.Module):
         x = conv(self.stem, 3, "conv1", types)(x)
         x = nn.relu6(batch_norm(train, "bn1", types)(x))
         for i, block in enumerate(_blocks(self.stages)):
-            x = Block(*block, name=f"layers_{i}", **types)(x, train)
+            x = Block(*block, self.depthwise, name=f"layers_{i}", **types)(x, train)
         x = conv(self.head, 1, "conv2", types)(x)
         x = nn.relu6(batch_norm(train, "bn2", types)(x))
         return nn.Dense(self.num_classes, name="linear", **types)(jnp.mean(x, axis=(1, 2)))
