@@ -28,7 +28,7 @@ from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import Faults
 from jfi.sites import Network
-from nets.lenet import WIDTHS
+from nets import lenet, mobilenet, resnet
 from nets.net import Net
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -79,7 +79,7 @@ class LeNet(nn.Module):
 
     def __init__(self, net: Net):
         super().__init__()
-        widths, (flattened,) = WIDTHS[net.input_shape[0]], dict(net.flattened).values()
+        widths, (flattened,) = lenet.WIDTHS[net.input_shape[0]], dict(net.flattened).values()
         channels = (net.input_shape[2], *widths.channels)
         units = (int(np.prod(flattened)), *widths.hidden, net.num_classes)
         for i, padding in enumerate(widths.padding):
@@ -92,6 +92,47 @@ class LeNet(nn.Module):
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, projection; the input added where shapes are the same."""
+
+    def __init__(self, before: int, expansion: int, after: int, stride: int):
+        super().__init__()
+        wide = expansion * before
+        self.conv1, self.bn1 = nn.Conv2d(before, wide, 1, bias=False), nn.BatchNorm2d(wide)
+        self.conv2 = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.conv3, self.bn3 = nn.Conv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after)
+        self.adds = stride == 1 and before == after
+
+    def forward(self, x):
+        y = F.relu6(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(F.relu6(self.bn2(self.conv2(y)))))
+        return x + y if self.adds else y
+
+
+class MobileNetV2(nn.Module):
+    """`nets.mobilenet`, with the stages and widths of the net."""
+
+    def __init__(self, net: Net):
+        super().__init__()
+        ours, blocks = net.module, []
+        before, head = ours.stem, ours.head
+        self.conv1 = nn.Conv2d(net.input_shape[2], ours.stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(ours.stem)
+        for stage in ours.stages:
+            for i in range(stage.blocks):
+                stride = stage.stride if i == 0 else 1
+                blocks.append(InvertedResidual(before, stage.expansion, stage.channels, stride))
+                before = stage.channels
+        self.layers = nn.Sequential(*blocks)
+        self.conv2, self.bn2 = nn.Conv2d(before, head, 1, bias=False), nn.BatchNorm2d(head)
+        self.linear = nn.Linear(head, net.num_classes)
+
+    def forward(self, x):
+        x = self.layers(F.relu6(self.bn1(self.conv1(x))))
+        return self.linear(F.relu6(self.bn2(self.conv2(x))).mean((2, 3)))
 
 
 def module(net: Net, network: Network) -> nn.Module:
@@ -113,12 +154,18 @@ def module(net: Net, network: Network) -> nn.Module:
 
 
 def _blank(net: Net) -> nn.Module:
-    if net.name == "lenet":
-        return LeNet(net)
-    if net.name.startswith("resnet"):
-        blocks = (int(net.name.removeprefix("resnet")) - 2) // 6
-        return ResNet(blocks, net.input_shape[2], net.num_classes)
-    raise InputError(f"net {net.name} has no PyTorch model here; lenet and the resnets have")
+    """The model with whatever weights PyTorch begins with."""
+    match net.module:
+        case lenet.LeNet():
+            return LeNet(net)
+        case resnet.ResNet(blocks=blocks):
+            return ResNet(blocks, net.input_shape[2], net.num_classes)
+        case mobilenet.MobileNetV2():
+            return MobileNetV2(net)
+    raise InputError(
+        f"net {net.name} has no PyTorch model here; "
+        "lenet, resnet20 to resnet56 and mobilenetv2 have"
+    )
 
 
 def _leaves(network: Network) -> Iterator[tuple[str, str, np.ndarray]]:
