@@ -204,6 +204,13 @@ class Engine:
                     )
                     codes[some, part] = pairs.codes.reshape(some.size, -1)
 
+    def make_radii(self) -> None:
+        """Make now what a long campaign of the measure `critical` comes to make: all radii."""
+        for part in blocks(len(self.images), self._pruned_block()):
+            images = np.arange(len(self.images))[part]
+            for start in self._pruner.starts:
+                start.radii.keep(images.tobytes(), self.images[images])
+
     def critical_pairs(self, faults: Faults, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run P pairs as `critical` does: the k-th fault on image `image[k]`.
 

@@ -9,7 +9,6 @@ output with that one input channel. Where no rule holds, the value is evaluated 
 Rules see single images and single faults; the engine maps them over many with `vmap`.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jfi.convolution import Conv, numbers, taps
 from jfi.program import bind
 
 Index = Any  # an int32 scalar, usually traced
@@ -325,63 +325,14 @@ def _dot_general(golden, eqn, values):
     return _updated(golden, out, at, product(delta, factor.astype(delta.dtype)))
 
 
-class _Conv(NamedTuple):
-    """The numbers of a convolution, by role."""
-
-    lhs: tuple[int, ...]  # axes (batch, feature, *spatial) of the input
-    rhs: tuple[int, ...]  # axes (out feature, in feature, *spatial) of the kernel
-    out: tuple[int, ...]  # axes (batch, feature, *spatial) of the output
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]  # of the kernel
-    spacing: tuple[int, ...]  # of the input (lhs_dilation)
-    groups: int
-
-    def pad_config(self) -> list[tuple[int, int, int]]:
-        config = [(0, 0, 0)] * len(self.lhs)
-        for axis, pad, gap in zip(self.lhs[2:], self.padding, self.spacing, strict=True):
-            config[axis] = (*pad, gap - 1)
-        return config
-
-    def window(self, in_shape, out_shape, *, batch: int) -> list[int]:
-        """Sizes of the padded one-channel input that one kernel tap meets."""
-        sizes = [1] * len(in_shape)
-        sizes[self.lhs[0]] = batch
-        for axis, place, stride in zip(self.lhs[2:], self.out[2:], self.strides, strict=True):
-            sizes[axis] = (out_shape[place] - 1) * stride + 1
-        return sizes
-
-    def strided(self, x):
-        """Every stride-th element of a window, laid out as the output."""
-        steps = [1] * x.ndim
-        for axis, stride in zip(self.lhs[2:], self.strides, strict=True):
-            steps[axis] = stride
-        x = lax.slice(x, (0,) * x.ndim, x.shape, steps)
-        order = [0] * x.ndim
-        for source, target in zip(self.lhs, self.out, strict=True):
-            order[target] = source
-        return lax.transpose(x, order)
-
-
-def _conv_numbers(eqn) -> _Conv | None:
-    p = eqn.params
-    if p["batch_group_count"] != 1:
-        return None
-    d = p["dimension_numbers"]
-    return _Conv(
-        d.lhs_spec, d.rhs_spec, d.out_spec, p["window_strides"], tuple(p["padding"]),
-        p["rhs_dilation"], p["lhs_dilation"], p["feature_group_count"],
-    )  # fmt: skip
-
-
 def _conv(golden, eqn, values):
-    conv, patch = _conv_numbers(eqn), _only(values)
+    conv, patch = numbers(eqn), _only(values)
     if conv is None or patch is None:
         return None
     return (_conv_weight if values[0] is None else _conv_channel)(golden, eqn, conv, patch)
 
 
-def _conv_weight(golden, eqn, conv: _Conv, patch: Patch):
+def _conv_weight(golden, eqn, conv: Conv, patch: Patch):
     """One weight changed: its output channel moves by the change times a shifted input channel."""
     (x, kernel), (out,) = eqn.invars, eqn.outvars
     if any(i is None and d != 1 for i, d in zip(patch.at, shape(kernel), strict=True)):
@@ -401,14 +352,14 @@ def _conv_weight(golden, eqn, conv: _Conv, patch: Patch):
     return _updated(golden, out, at, update)
 
 
-def _conv_channel(golden, eqn, conv: _Conv, patch: Patch):
+def _conv_channel(golden, eqn, conv: Conv, patch: Patch):
     """One input channel changed: out = golden_out + that channel's change through its taps."""
     (x, kernel), (out,) = eqn.invars, eqn.outvars
     feature = conv.lhs[1]
     if _fixed(patch) != [feature]:
         return None
     channel = patch.at[feature]
-    depthwise = conv.groups == shape(x)[feature] == shape(kernel)[conv.rhs[0]]
+    depthwise = conv.depthwise(shape(x), shape(kernel))
     if conv.groups > 1 and not depthwise:
         return None
     at_kernel: list[Index | None] = [None] * len(shape(kernel))
@@ -419,29 +370,7 @@ def _conv_channel(golden, eqn, conv: _Conv, patch: Patch):
         at_kernel[conv.rhs[1]] = channel
     delta = _difference(patch, out.aval.dtype)
     weights = golden.block(kernel, at_kernel).astype(delta.dtype)
-    return _updated(golden, out, at, _taps(conv, out, delta, weights))
-
-
-def _taps(conv: _Conv, out, delta, weights):
-    """A one-channel convolution as a sum over kernel taps of shifted input times weights.
-
-    Under vmap the weights differ per fault, which a convolution would take as one group per
-    fault; a product per tap stays element-wise.
-    """
-    padded = lax.pad(delta, jnp.zeros((), delta.dtype), conv.pad_config())
-    weights = lax.transpose(weights, (*conv.rhs[2:], conv.rhs[1], conv.rhs[0]))
-    spatial, features = weights.shape[:-2], weights.shape[-1]
-    sizes = conv.window(padded.shape, shape(out), batch=delta.shape[conv.lhs[0]])
-    row = [features if axis == conv.out[1] else 1 for axis in range(padded.ndim)]
-    total = None
-    for tap in itertools.product(*map(range, spatial)):
-        start = [0] * padded.ndim
-        for axis, k, gap in zip(conv.lhs[2:], tap, conv.dilation, strict=True):
-            start[axis] = k * gap
-        limit = [a + b for a, b in zip(start, sizes, strict=True)]
-        term = conv.strided(lax.slice(padded, start, limit)) * weights[tap].reshape(row)
-        total = term if total is None else total + term
-    return total
+    return _updated(golden, out, at, taps(conv, shape(out), delta, weights))
 
 
 Rule = Callable[[Golden, Any, Sequence[Any]], Patch | None]

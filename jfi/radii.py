@@ -83,7 +83,13 @@ class Radii:
         """
         found = self._shelf.get((self._leaf, key))
         if found is None and self._is_worth(key, len(images), faults):
-            found = self.codes(images)
+            return self.keep(key, images)
+        return found
+
+    def keep(self, key: Hashable, images: np.ndarray) -> np.ndarray | None:
+        """`codes` of the images named `key`, made now and kept."""
+        found = self.codes(images)
+        if found is not None:
             self._shelf.put((self._leaf, key), found)
         return found
 
