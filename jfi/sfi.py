@@ -77,6 +77,8 @@ def intervals(
 
 
 def _ends(e: estimates.Estimate, kind: str) -> tuple[float, float]:
+    if not e.injections:
+        return 0.0, 1.0
     return {
         "normal": (e.estimate - e.margin, e.estimate + e.margin),
         "wilson": (e.low, e.high),

@@ -1,0 +1,370 @@
+"""Compare ways of choosing faults on a network whose every fault is known.
+
+    python -m experiments.bench_samplers --truth=lenet_mnist.npz --jobs=4
+
+repeats campaigns of each method against an exhaustive truth (experiments.truth makes it), with no
+inference: injections until every network, layer or bit has its error margin, the margin achieved,
+and how often the interval holds the true share, with the lower end of that coverage's own 95%
+Clopper-Pearson interval. Writes samplers.json, samplers.md and samplers.png to --out.
+
+Methods: the fixed samples of DATE'23 with the papers' normal interval and with Clopper and
+Pearson's, iterative SFI, and the adaptive sampler of `jfi.adaptive` with strata by (layer, bit),
+by |dw|, and, where --weights and --dataset are given, by |dw| times the sensitivity of the word
+(`jfi.scores`). --smoke takes seconds: few campaigns on a small made-up truth.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+import nets
+from experiments import cli, data, target
+from jfi import adaptive, bits, estimates, methods, scores, sfi, strata
+from jfi.errors import InputError
+from jfi.faults import FAULT_MODELS, FaultSpace, Site
+from jfi.methods import Result
+from jfi.sampling import SAMPLERS, Request
+
+SMOKE = {"repeats": 5, "margins": ["0.05"], "confidences": ["0.95"]}
+FIXED = ("network_wise", "layer_wise", "data_unaware", "data_aware")
+
+
+class Truth(NamedTuple):
+    """The known part of a network's faults.
+
+    leaves: golden values of each site of `space`. critical: bool [N], by fault id; cells: how many
+    of each (site, bit), int64 [S, W].
+    sensitivity: of each word of each site (`jfi.scores`); None where it is not known.
+    """
+
+    name: str
+    space: FaultSpace
+    leaves: list[np.ndarray]
+    critical: np.ndarray
+    cells: np.ndarray
+    sensitivity: list[np.ndarray] | None = None
+
+
+class Case(NamedTuple):
+    """What is asked of a method."""
+
+    method: str
+    level: str
+    margin: float
+    confidence: float
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    flags.DEFINE_string("truth", None, "The truth, a .npz file of experiments.truth.")
+    flags.DEFINE_string("weights", None, "The weights it is of, for the predictor.")
+    flags.DEFINE_string("dataset", None, "The data set it is of, for the predictor.")
+    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_list("margins", ["0.01", "0.005", "0.001"], "Error margins to reach.")
+    flags.DEFINE_list("confidences", ["0.95", "0.99"], "Confidences to reach them at.")
+    flags.DEFINE_list("levels", list(methods.LEVELS), "Units that must have the margin.")
+    flags.DEFINE_list("methods", None, "Methods to compare. Default: all.")
+    flags.DEFINE_integer("repeats", 200, "Campaigns of each method.", 1)
+    flags.DEFINE_integer("jobs", 1, "Processes.", 1)
+    flags.DEFINE_string("out", "runs/samplers", "Folder for the results.")
+    flags.DEFINE_bool("smoke", False, "A run of seconds on a made-up truth.")
+
+
+def read(path: str | Path) -> Truth:
+    """A truth from its file: words with every bit known are its population.
+
+    Raises:
+        InputError: a file that is no truth, or knows no word whole.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        meta = json.loads(str(arrays["meta"]))
+        known = [_known(arrays, number, site) for number, site in enumerate(meta["sites"])]
+        polarities = FAULT_MODELS[meta["fault_model"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"truth {path} cannot be read: {error}") from None
+    return truth(Path(path).stem, [k for k in known if k[1].size], polarities)
+
+
+def _known(arrays: Mapping, number: int, site: Mapping) -> tuple[str, np.ndarray, np.ndarray]:
+    """(name, golden values, whether critical [words, width]) of the words that are known whole."""
+    counts = arrays[f"critical_{number}"]
+    whole = (counts >= 0).all(axis=1)
+    words = bits.from_bits(arrays[f"words_{number}"][whole], site["dtype"])
+    return site["name"], words, counts[whole] > 0
+
+
+def truth(name: str, known, polarities) -> Truth:
+    """The truth of (site name, values [words], critical bool [words, width]) of each site."""
+    if not known:
+        raise InputError(f"truth {name} knows no word whole; run more of it")
+    space = FaultSpace([Site(n, x.shape, x.dtype) for n, x, _ in known], polarities)
+    critical = np.concatenate([_by_fault(space, x, flips) for _, x, flips in known])
+    _, cells = sfi.tally(space, np.arange(space.size), critical)
+    return Truth(name, space, [x for _, x, _ in known], critical, cells)
+
+
+def _by_fault(space: FaultSpace, values: np.ndarray, flips: np.ndarray) -> np.ndarray:
+    """Whether each fault of a site is critical, in the order of ids: one that changes its word is
+    the flip, one that does not is not critical."""
+    words = bits.to_bits(values)[:, None, None]
+    bit = np.arange(flips.shape[1])[:, None]
+    changes = bits.set_bit(words, bit, np.array(space.polarities)) != words
+    return (flips[:, :, None] & changes).ravel()
+
+
+def made_up(seed: int = 0, words: tuple[int, ...] = (60, 400, 900)) -> Truth:
+    """A small truth like the real ones: rare, growing with |dw|, most in high exponent bits."""
+    rng = np.random.default_rng(seed)
+    known = []
+    for number, size in enumerate(words):
+        values = rng.normal(scale=0.1, size=size).astype(np.float32)
+        moves = np.stack([strata.distances(values, bit) for bit in range(32)], axis=1)
+        with np.errstate(divide="ignore"):
+            threshold = np.exp(rng.normal(1.0 + number, 1.0, size))[:, None]
+        known.append((f"layer{number}", values, ~(moves < threshold)))
+    return truth("made-up", known, FAULT_MODELS["stuck_at"])
+
+
+def sensitivities(found: Truth, weights: str, dataset: str, path: str | Path) -> Truth:
+    """The truth with the sensitivities of its known words, from weights and images."""
+    with np.load(path) as file:
+        meta = json.loads(str(file["meta"]))
+        wholes = [(file[f"critical_{n}"] >= 0).all(axis=1) for n in range(len(meta["sites"]))]
+    images = data.load(dataset, flags.FLAGS.data_dir, train=False)
+    net = nets.build(meta["net"], images.x_test.shape[1:])
+    network = target.load_network(net, weights)
+    chosen = [s for s in network.sites if s.name in {site["name"] for site in meta["sites"]}]
+    chosen.sort(key=lambda s: [site["name"] for site in meta["sites"]].index(s.name))
+    x, _ = target.workload(net, images, meta["images"])
+    whole = scores.sensitivity(network, x, chosen)
+    known = [s[w] for s, w in zip(whole, wholes, strict=True) if w.any()]
+    return found._replace(sensitivity=known)
+
+
+def names(found: Truth) -> list[str]:
+    """The methods that the truth lets compare."""
+    fixed = [f"{name}, {kind}" for name in FIXED for kind in ("normal", "clopper_pearson")]
+    more = ["iterative", "adaptive by cell", "adaptive by |dw|"]
+    return [*fixed, *more, *(["adaptive by score"] if found.sensitivity else [])]
+
+
+def campaign(found: Truth, case: Case, seed: int) -> Result:
+    """One campaign of a method."""
+    request = Request(case.margin, case.confidence)
+    if case.method.split(",")[0] in FIXED:
+        return fixed(found, case, request, seed)
+    split = {
+        "adaptive by cell": strata.by_cell,
+        "adaptive by |dw|": strata.by_distance,
+        "adaptive by score": lambda space, leaves: strata.by_score(leaves, found.sensitivity),
+    }
+    is_iterative = case.method == "iterative"
+    method = sfi.iterative() if is_iterative else adaptive.adaptive(split[case.method])
+    oracle = found.critical.__getitem__
+    return method(found.space, found.leaves, request, (case.level,), oracle, seed)
+
+
+def fixed(found: Truth, case: Case, request: Request, seed: int) -> Result:
+    """`sfi.fixed`, of which only the counts of cells matter: those are drawn, not the faults."""
+    sampler, kind = case.method.split(", ")
+    asked = methods.units(found.space, (case.level,))
+    parts = SAMPLERS[sampler](found.space, found.leaves, request)
+    population, critical = found.space.cells, found.cells
+    counts = np.zeros((2, *population.shape), np.int64)
+    rng = np.random.default_rng(seed)
+    for part in parts:
+        where = tuple(slice(None) if at is None else [at] for at in (part.site, part.bit))
+        where = np.ix_(*(np.arange(n)[w] for n, w in zip(population.shape, where, strict=True)))
+        own = population[where]
+        drawn = rng.multivariate_hypergeometric(own.ravel(), part.injections, method="marginals")
+        counts[0][where] = drawn.reshape(own.shape)
+        hits = critical[where]
+        counts[1][where] = rng.hypergeometric(hits, own - hits, counts[0][where])
+    units = sfi.intervals(found.space, parts, counts, request, asked, kind)
+    return Result(units, (int(counts[0].sum()),))
+
+
+def shares(found: Truth, level: str) -> np.ndarray:
+    """The true share of critical faults in each unit of a level."""
+    critical, population = found.cells, found.space.cells
+    units = methods.units(found.space, (level,))
+    where = [tuple(slice(None) if a is None else a for a in (u.site, u.bit)) for u in units]
+    return np.array([critical[w].sum() / population[w].sum() for w in where])
+
+
+def row(found: Truth, case: Case, repeats: int) -> dict:
+    """Injections, margins and coverage of repeated campaigns.
+
+    `margin` is the mean over campaigns and units, `widest` that of each campaign's worst unit;
+    `coverage` counts units of campaigns, `worst_unit` the unit least often covered.
+    """
+    truths = shares(found, case.level)
+    results = [campaign(found, case, seed) for seed in range(repeats)]
+    low, high = (np.array([[getattr(u, x) for u in r.units] for r in results]) for x in ENDS)
+    held = (low <= truths + TINY) & (truths - TINY <= high)
+    injections = [r.injections for r in results]
+    return {
+        "method": case.method,
+        "level": case.level,
+        "asked": case.margin,
+        "confidence": case.confidence,
+        "injections": float(np.mean(injections)),
+        "injections_95": float(np.quantile(injections, 0.95)),
+        "rounds": float(np.mean([len(r.rounds) for r in results])),
+        "margin": float((high - low).mean() / 2),
+        "widest": float((high - low).max(axis=1).mean() / 2),
+        "coverage": float(held.mean()),
+        "coverage_low": float(estimates.clopper_pearson(held.sum(), held.size, 0.95)[0]),
+        "worst_unit": float(held.mean(axis=0).min()),
+        "repeats": repeats,
+    }
+
+
+ENDS, TINY = ("low", "high"), 1e-12
+
+
+def compare(found: Truth, cases: list[Case], repeats: int, jobs: int) -> Iterator[dict]:
+    """The row of each case, in order."""
+    if jobs == 1:
+        yield from (row(found, case, repeats) for case in cases)
+        return
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _hold, (found,)) as pool:
+        yield from pool.map(partial(_held_row, repeats=repeats), cases)
+
+
+_HELD: list[Truth] = []
+
+
+def _hold(found: Truth) -> None:
+    _HELD[:] = [found]
+
+
+def _held_row(case: Case, repeats: int) -> dict:
+    return row(_HELD[0], case, repeats)
+
+
+def table(found: Truth, rows: list[dict]) -> str:
+    """The comparison as markdown."""
+    size, share = found.space.size, found.critical.mean()
+    lines = [
+        f"{found.name}: {size:,} stuck-at faults, {share:.3%} critical; "
+        f"{rows[0]['repeats']} campaigns each.",
+        "",
+        "| method | units | e | confidence | injections | margin | widest | coverage | its low |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['method']} | {r['level']} | {r['asked']:.2%} | {r['confidence']:.0%} "
+            f"| {r['injections']:,.0f} | {r['margin']:.3%} | {r['widest']:.3%} "
+            f"| {r['coverage']:.1%} | {r['coverage_low']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """A figure: injections against the margin achieved, a panel a level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    confidence = max(r["confidence"] for r in rows)
+    levels = list(dict.fromkeys(r["level"] for r in rows))
+    figure, axes = plt.subplots(1, len(levels), figsize=(5 * len(levels), 4.5), squeeze=False)
+    for axis, level in zip(axes[0], levels, strict=True):
+        own = [r for r in rows if r["level"] == level and r["confidence"] == confidence]
+        for method in dict.fromkeys(r["method"] for r in own):
+            points = sorted((r["widest"], r["injections"]) for r in own if r["method"] == method)
+            style = "o-" if method.startswith("adaptive") else "s--"
+            axis.loglog(*zip(*points, strict=True), style, label=method, markersize=4)
+        axis.set(title=level, xlabel=f"margin of the widest unit, {confidence:.0%}")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("injections")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Compare the methods and write the results."""
+    args = flags.FLAGS
+    found = _truth()
+    chosen = _chosen(args.methods, names(found))
+    margins, confidences = (_shares(name) for name in ("margins", "confidences"))
+    methods.units(found.space, args.levels)
+    repeats = SMOKE["repeats"] if args.smoke else args.repeats
+    cases = [
+        Case(method, level, margin, confidence)
+        for confidence in confidences
+        for level in args.levels
+        for margin in margins
+        for method in chosen
+    ]
+    rows = []
+    for case, found_row in zip(cases, compare(found, cases, repeats, args.jobs), strict=True):
+        rows.append({"truth": found.name, **found_row})
+        print(
+            f"{case.method}, {case.level}, e = {case.margin:.2%}, {case.confidence:.0%}: "
+            f"{found_row['injections']:,.0f} injections, coverage {found_row['coverage']:.1%}",
+            flush=True,
+        )
+    _write(Path(args.out), found, rows)
+
+
+def _truth() -> Truth:
+    args = flags.FLAGS
+    if args.smoke:
+        return made_up()
+    if args.truth is None:
+        raise InputError("no --truth given; name a .npz file of experiments.truth, or --smoke")
+    found = read(args.truth)
+    if (args.weights is None) != (args.dataset is None):
+        raise InputError("the predictor needs both --weights and --dataset; give both or none")
+    return sensitivities(found, args.weights, args.dataset, args.truth) if args.weights else found
+
+
+def _chosen(asked: list[str] | None, known: list[str]) -> list[str]:
+    """The methods whose names start with one of those asked for."""
+    if not asked:
+        return known
+    for name in asked:
+        if not any(method.startswith(name) for method in known):
+            raise InputError(f"method {name!r} is unknown; choose from {'; '.join(known)}")
+    return [method for method in known if method.startswith(tuple(asked))]
+
+
+def _shares(name: str) -> list[float]:
+    texts = SMOKE[name] if flags.FLAGS.smoke else flags.FLAGS[name].value
+    try:
+        found = [float(text) for text in texts]
+    except ValueError:
+        found = []
+    if not found or not all(0 < x < 1 for x in found):
+        raise InputError(f"{name} {','.join(texts)} must be numbers between 0 and 1, as 0.01,0.005")
+    return found
+
+
+def _write(out: Path, found: Truth, rows: list[dict]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "samplers.md").write_text(table(found, rows))
+    draw(rows, out / "samplers.png")
+    print(f"{out}: samplers.json, samplers.md, samplers.png")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
