@@ -31,7 +31,7 @@ STRENGTH = 3.0  # injections that a coarser group's share counts for in a finer 
 DOUBT = 0.5  # critical faults that bets reckon with beyond those guessed, in all draws of a unit
 ROUND = 0.5  # of the faults that seem to be needed, the share drawn in a round
 FEWEST = 64  # faults of a round, and of the pilot
-_SHARES = np.linspace(0.2, 1.0, 9)  # of the margin, how far below T is aimed at
+_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the margin, how far below T is aimed at
 
 
 class Drawn(NamedTuple):
@@ -42,8 +42,9 @@ class Drawn(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A round: the chances of strata, float64 [H]; the strata drawn, int64 [n], and the answers."""
+    """A round: guesses and chances of strata, float64 [H]; strata drawn, int64 [n]; answers."""
 
+    guess: np.ndarray
     chance: np.ndarray
     stratum: np.ndarray
     critical: np.ndarray
@@ -83,12 +84,14 @@ def _run(
     drawn = Drawn(np.zeros_like(parts.size), np.zeros_like(parts.size))
     keys, rounds = shuffle.keys(seed, len(parts.size)), []
     while not all(watch.met for watch in watches):
-        chance = allocate(parts, drawn, watches, request.confidence)
+        guess = guesses(parts, drawn)
+        left = parts.size - drawn.injections
+        chance = allocate(left, guess, watches, request.confidence)
         stream = np.random.default_rng([seed, len(rounds)])
-        stratum = pick(chance, parts.size - drawn.injections, _size(chance, rounds), stream)
+        stratum = pick(chance, left, _size(chance, rounds), stream)
         k = drawn.injections[stratum] + betting.occurrences(stratum)
         faults = parts.ids(stratum, shuffle.shuffled(k, parts.size[stratum], keys[stratum]))
-        draw = Draw(chance, stratum, np.asarray(oracle(faults), bool))
+        draw = Draw(guess, chance, stratum, np.asarray(oracle(faults), bool))
         watches = [_look(watch, parts, drawn, draw, request.confidence) for watch in watches]
         drawn = _counted(drawn, draw)
         rounds.append(len(stratum))
@@ -125,16 +128,18 @@ def guesses(parts: Strata, drawn: Drawn) -> np.ndarray:
 
 
 def allocate(
-    parts: Strata, drawn: Drawn, watches: Sequence[Watch], confidence: float
+    left: np.ndarray, guess: np.ndarray, watches: Sequence[Watch], confidence: float
 ) -> np.ndarray:
     """The faults still to be drawn from each stratum, float64 [H], if the guesses are right.
 
     A unit's capital must grow by what it lacks. The growth of a bet at distance e from T is
     e^2 / 2 over the variance, which sums over strata as in Neyman's allocation; and at most e over
     the largest jump, which a stratum's share of the draws sets where no fault is critical.
+
+    Args:
+        left: faults of each stratum not drawn yet, int64 [H].
+        guess: as of `guesses`.
     """
-    guess = guesses(parts, drawn)
-    left = (parts.size - drawn.injections).astype(float)
     spread, fewest = [], np.zeros(len(left))
     for watch in watches:
         if not watch.met:
@@ -196,7 +201,7 @@ def _look(watch: Watch, parts: Strata, drawn: Drawn, draw: Draw, confidence: flo
     stratum, critical = position[draw.stratum[own]], draw.critical[own]
     found = int(drawn.critical[watch.strata].sum())
     doubt = DOUBT / (watch.bets.value.size + 1)
-    guess = (guesses(parts, drawn)[at] + doubt) / (1 + 2 * doubt)
+    guess = (draw.guess[at] + doubt) / (1 + 2 * doubt)
     unit = Open(left[at].astype(float), guess, draw.chance[at], found)
     bets = betting.add(watch.bets, unit, stratum, critical, _aims(watch, unit, confidence))
     # What was drawn is known.

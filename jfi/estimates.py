@@ -220,9 +220,9 @@ def stratified(population, injections, critical, confidence: float) -> tuple[flo
     k = critical[~done]
     if not w.size:
         return float(known), float(known)
-    high = known + _chernoff(w, n, k, confidence)
-    low = known + w.sum() - _chernoff(w, n, n - k, confidence)
-    return float(max(low, known)), float(min(high, known + w.sum()))
+    high = known + (_chernoff(w, n, k, confidence) if (k < n).any() else w.sum())
+    low = known + (w.sum() - _chernoff(w, n, n - k, confidence) if k.any() else 0)
+    return float(max(low, known)), float(min(high, 1.0))
 
 
 def _chernoff(weight, n, k, confidence: float) -> float:

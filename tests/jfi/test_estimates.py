@@ -49,6 +49,83 @@ def test_intervals_are_vectorised_over_real_valued_counts():
     np.testing.assert_allclose(high[1], stats.beta.ppf(0.975, 4.5, 6.5))
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 50), (1, 50), (7, 20), (20, 20), (300, 4000)])
+def test_intervals_are_those_of_statsmodels(k, n):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for name, found in {
+        "wilson": estimates.wilson(k, n, 0.95),
+        "beta": estimates.clopper_pearson(k, n, 0.95),
+        "normal": estimates.normal(k, n, HUGE, 0.95),
+    }.items():
+        expected = proportion.proportion_confint(k, n, 0.05, method=name)
+        np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+@pytest.mark.parametrize(("population", "n"), [(1, 1), (12, 5), (40, 30), (60, 59), (60, 60)])
+def test_the_exact_interval_is_the_inverted_test_of_every_number(population, n, confidence):
+    """By brute force: all K that neither tail excludes; so it covers every K."""
+    alpha = (1 - confidence) / 2
+    truths = np.arange(population + 1)
+    low, high = estimates.hypergeometric(np.arange(n + 1), n, population, confidence)
+    for k in range(n + 1):
+        at_most = stats.hypergeom.cdf(k, population, truths, n)
+        at_least = stats.hypergeom.sf(k - 1, population, truths, n)
+        possible = truths[(at_most > alpha) & (at_least > alpha)]
+        assert (low[k] * population, high[k] * population) == pytest.approx(
+            (possible.min(), possible.max())
+        )
+    for truth in truths:
+        chances = stats.hypergeom.pmf(np.arange(n + 1), population, truth, n)
+        held = (low - 1e-12 <= truth / population) & (truth / population <= high + 1e-12)
+        assert chances @ held >= confidence - 1e-9
+
+
+def test_the_exact_interval_of_a_huge_population_is_clopper_pearsons():
+    k, n = np.array([0, 3, 500]), np.array([1000, 10_000, 10_000])
+    found = estimates.hypergeometric(k, n, 10**8, 0.99)
+    expected = estimates.clopper_pearson(k, n, 0.99)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    some = estimates.hypergeometric(5, 900, 1000, 0.99)
+    assert some[1] - some[0] < 0.3 * np.diff(estimates.clopper_pearson(5, 900, 0.99))[0]
+
+
+@pytest.mark.parametrize("k", [0, 1000])
+def test_the_stratified_interval_of_one_stratum_is_clopper_pearsons_at_the_ends(k):
+    found = estimates.stratified([10**9], [1000], [k], 0.99)
+    np.testing.assert_allclose(found, estimates.clopper_pearson(k, 1000, 0.99), atol=1e-9)
+
+
+def test_the_stratified_interval_holds_for_every_small_population():
+    """Enumerated: two strata with all numbers of critical faults, and all samples of them."""
+    population, n, confidence = np.array([6, 12]), np.array([4, 3]), 0.8
+    k = [np.arange(m + 1) for m in n]
+    found = np.array(
+        [[estimates.stratified(population, n, [a, b], confidence) for b in k[1]] for a in k[0]]
+    )
+    for first in range(7):
+        for second in range(13):
+            chances = np.outer(
+                stats.hypergeom.pmf(k[0], 6, first, 4), stats.hypergeom.pmf(k[1], 12, second, 3)
+            )
+            truth = (first + second) / 18
+            held = (found[..., 0] <= truth + 1e-9) & (truth <= found[..., 1] + 1e-9)
+            assert (chances * held).sum() >= confidence - 1e-9, (first, second)
+
+
+def test_the_stratified_interval_bounds_silent_strata_together():
+    """500 strata of 20 injections without a critical fault count as one of 10,000."""
+    silent = estimates.stratified([10**6] * 500, [20] * 500, [0] * 500, 0.99)
+    one = estimates.stratified([5 * 10**8], [10**4], [0], 0.99)
+    np.testing.assert_allclose(silent, one, rtol=1e-6)
+
+
+def test_the_stratified_interval_of_strata_known_or_unknown_whole():
+    assert estimates.stratified([30, 10], [30, 10], [3, 5], 0.9) == (0.2, 0.2)
+    assert estimates.stratified([30, 10], [0, 10], [0, 5], 0.9) == (0.125, 0.875)
+    assert estimates.stratified([30, 10], [0, 0], [0, 0], 0.9) == (0.0, 1.0)
+
+
 def test_margin_is_the_papers_and_inverts_the_sample_size():
     """DATE'23: n for e = 1%, t = 2.58, p = 0.5 of the network's 17,174,144 faults is 16,625."""
     achieved = one_cell(17_174_144, 16_624, 8_312, t=2.58).margin

@@ -1,0 +1,158 @@
+"""The comparison of samplers: truths read, campaigns repeated, rows, table, figure, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import bench_samplers as bench
+from jfi import bits, methods, sfi
+from jfi.bits import FLIP
+from jfi.sampling import Request
+
+WORDS = (7, 12)
+
+
+def written(path, critical=None, **meta):
+    """A truth file in the format of experiments.truth, with 7 and 12 words."""
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=n).astype(np.float32) for n in WORDS]
+    critical = critical or [rng.integers(-3, 9, (n, 32)).clip(0) for n in WORDS]
+    about = {
+        "net": "lenet",
+        "dataset": "digits",
+        "images": 8,
+        "fault_model": "stuck_at",
+        "sites": [
+            {"name": f"layer{k}/kernel", "shape": list(x.shape), "dtype": "float32"}
+            for k, x in enumerate(values)
+        ],
+        **meta,
+    }
+    arrays = {f"critical_{k}": np.int32(c) for k, c in enumerate(critical)}
+    arrays |= {f"words_{k}": bits.to_bits(x) for k, x in enumerate(values)}
+    np.savez(path, meta=np.array(json.dumps(about)), **arrays)
+    return values, critical
+
+
+def test_a_truth_is_read_fault_by_fault(tmp_path):
+    values, critical = written(tmp_path / "t.npz")
+    found = bench.read(tmp_path / "t.npz")
+    assert found.space.size == 64 * sum(WORDS) == found.critical.size
+    faults = found.space.decode(np.arange(found.space.size))
+    for number, (s, i, b, p) in enumerate(zip(*faults, strict=True)):
+        word = values[s][[i]]
+        is_flip = bits.faulty(word, int(b), int(p)).view("u4") == bits.faulty(
+            word, int(b), FLIP
+        ).view("u4")
+        assert found.critical[number] == (is_flip[0] and critical[s][i, b] > 0)
+
+
+def test_words_known_in_part_are_left_out(tmp_path):
+    critical = [np.ones((7, 32), int), np.ones((12, 32), int)]
+    critical[0][2, 5] = -1
+    critical[1][:] = -1
+    written(tmp_path / "t.npz", critical)
+    found = bench.read(tmp_path / "t.npz")
+    assert [(s.name, s.shape) for s in found.space.sites] == [("layer0/kernel", (6,))]
+    assert found.critical.mean() == 0.5
+    written(tmp_path / "t.npz", [critical[1][:7], critical[1]])
+    with pytest.raises(bench.InputError, match="knows no word whole"):
+        bench.read(tmp_path / "t.npz")
+
+
+def test_true_shares_are_counted_one_by_one():
+    found = bench.made_up(words=(5, 9))
+    faults = found.space.decode(np.arange(found.space.size))
+    for level in methods.LEVELS:
+        units = methods.units(found.space, (level,))
+        expected = [found.critical[u.holds(faults.site, faults.bit)].mean() for u in units]
+        np.testing.assert_allclose(bench.shares(found, level), expected)
+
+
+@pytest.mark.parametrize("method", ["network_wise, normal", "layer_wise, clopper_pearson"])
+def test_drawn_counts_are_distributed_as_those_of_drawn_faults(method):
+    found = bench.made_up(words=(30, 90))
+    case = bench.Case(method, "layer", 0.05, 0.9)
+    sampler, kind = method.split(", ")
+    whole = sfi.fixed(sampler, kind)
+    request, oracle = Request(0.05, 0.9), found.critical.__getitem__
+    drawn = [whole(found.space, found.leaves, request, ("layer",), oracle, s) for s in range(300)]
+    counted = [bench.campaign(found, case, seed) for seed in range(300)]
+    assert drawn[0].injections == counted[0].injections
+    for unit in (0, 1):
+        for name in ("injections", "critical", "low"):
+            a, b = ([getattr(r.units[unit], name) for r in rs] for rs in (drawn, counted))
+            assert stats.ks_2samp(a, b).pvalue > 1e-3
+
+
+def test_a_row_counts_coverage_and_margins(monkeypatch):
+    found = bench.made_up(words=(5, 9))
+    truths = bench.shares(found, "layer")
+
+    def result(found, case, seed):
+        # Every fourth campaign leaves out the truth of the second layer.
+        ends = [(0.0, 1.0), (truths[1] + 0.1 * (seed % 4 == 0), truths[1] + 0.2)]
+        units = methods.units(found.space, ("layer",))
+        made = [
+            methods.interval(found.space, u, 1, 0, 0.0, *e)
+            for u, e in zip(units, ends, strict=True)
+        ]
+        return methods.Result(tuple(made), (10, 10 * seed))
+
+    monkeypatch.setattr(bench, "campaign", result)
+    row = bench.row(found, bench.Case("x", "layer", 0.1, 0.9), 8)
+    assert row["injections"] == 45
+    assert row["rounds"] == 2
+    assert (row["coverage"], row["worst_unit"], row["widest"]) == (14 / 16, 0.75, 0.5)
+    assert row["margin"] == pytest.approx((0.5 + (6 * 0.1 + 2 * 0.05) / 8) / 2)
+    expected = stats.binomtest(14, 16).proportion_ci(0.95, method="exact").low
+    assert row["coverage_low"] == pytest.approx(expected)
+
+
+def test_adaptive_methods_cover_and_save_on_a_made_up_truth():
+    found = bench.made_up()
+    rows = {
+        name: bench.row(found, bench.Case(name, "network", 0.01, 0.9), 20)
+        for name in ("network_wise, normal", "iterative", "adaptive by cell", "adaptive by |dw|")
+    }
+    for name in ("adaptive by cell", "adaptive by |dw|"):
+        assert rows[name]["coverage"] >= 0.9
+        assert rows[name]["widest"] <= 0.01
+        assert rows[name]["injections"] < rows["network_wise, normal"]["injections"] / 5
+
+
+def test_smoke_writes_a_table_a_figure_and_rows(script, tmp_path):
+    methods_ = "--methods=network_wise,adaptive by cell"
+    ended = script(bench, "--smoke", methods_, "--levels=network,layer", f"--out={tmp_path}/new")
+    assert ended.status == 0, ended.err
+    rows = json.loads((tmp_path / "new/samplers.json").read_text())
+    assert {(r["method"], r["level"]) for r in rows} == {
+        (method, level)
+        for method in ("network_wise, normal", "network_wise, clopper_pearson", "adaptive by cell")
+        for level in ("network", "layer")
+    }
+    text = (tmp_path / "new/samplers.md").read_text()
+    assert text.count("\n|") == 2 + len(rows)
+    assert (tmp_path / "new/samplers.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no --truth given"),
+        (["--truth=absent.npz"], "truth absent.npz cannot be read"),
+        (["--smoke", "--methods=magic"], "method 'magic' is unknown; choose from network_wise"),
+        (["--smoke", "--levels=neuron"], "level 'neuron' is unknown"),
+        (["--truth=t.npz", "--margins=0.01,big"], "margins 0.01,big must be numbers between"),
+        (["--truth=t.npz", "--confidences=95"], "confidences 95 must be numbers between"),
+        (["--truth=t.npz", "--weights=w"], "needs both --weights and --dataset"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(script, own_folder, arguments, message):
+    written(own_folder / "t.npz")
+    ended = script(bench, *arguments)
+    assert ended.status == 2
+    assert message in ended.err
+    assert ended.err.count("\n") == 1

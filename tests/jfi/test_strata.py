@@ -1,0 +1,115 @@
+"""Strata against faults listed one by one."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jfi import bits, strata
+from jfi.errors import InputError
+from jfi.faults import FaultSpace, Site
+
+FORMATS = ("f4", "f2", ml_dtypes.bfloat16, "i1")
+
+
+def leaves_of(dtype, sizes=(5, 12), seed=0):
+    rng = np.random.default_rng(seed)
+    return [(4 * rng.normal(size=n)).astype(dtype) for n in sizes]
+
+
+def space_of(leaves, polarities=(0, 1)):
+    sites = [Site(f"layer{i}", x.shape, x.dtype) for i, x in enumerate(leaves)]
+    return FaultSpace(sites, polarities)
+
+
+def changing(space, leaves):
+    """Ids of the faults that change their word, by setting every bit."""
+    faults = space.decode(np.arange(space.size))
+    found = []
+    for number, (s, i, b, p) in enumerate(zip(*faults, strict=True)):
+        word = bits.to_bits(leaves[s])[i : i + 1]
+        if bits.set_bit(word, int(b), int(p))[0] != word[0]:
+            found.append(number)
+    return found
+
+
+def members(parts):
+    """(stratum, id) of every fault of the strata."""
+    h = np.repeat(np.arange(len(parts.size)), parts.size)
+    k = np.concatenate([np.arange(n) for n in parts.size])
+    return h, parts.ids(h, k)
+
+
+@pytest.mark.parametrize("polarities", [(0, 1), (2,), (0,), (1,)], ids=str)
+@pytest.mark.parametrize("dtype", [np.dtype(d) for d in FORMATS], ids=str)
+@pytest.mark.parametrize("split", [strata.by_cell, strata.by_distance])
+def test_strata_hold_every_fault_that_changes_its_word_once(split, dtype, polarities):
+    leaves = leaves_of(dtype)
+    space = space_of(leaves, polarities)
+    parts = strata.strata(space, leaves, split(space, leaves))
+    h, ids = members(parts)
+    assert sorted(ids.tolist()) == changing(space, leaves)
+    faults = space.decode(ids)
+    assert (faults.site == parts.site[h]).all()
+    assert (faults.bit == parts.bit[h]).all()
+    assert (parts.size > 0).all()
+
+
+def test_groups_are_nested_and_constant_in_bins():
+    leaves = leaves_of(np.dtype("f4"), (300, 900))
+    space = space_of(leaves)
+    for split in (strata.by_cell, strata.by_distance):
+        parts = strata.strata(space, leaves, split(space, leaves))
+        fine = np.arange(len(parts.size))
+        for coarse in parts.groups:
+            pairs = set(zip(fine.tolist(), coarse.tolist(), strict=True))
+            assert len(pairs) == len(set(fine.tolist()))
+            fine = coarse
+        assert len(set(fine.tolist())) < len(parts.size)
+
+
+def test_octaves_are_floors_of_logarithms_with_open_ends():
+    score = np.array([0.0, 1e-30, 0.75, 1.0, 1.99, 2.0, 5.0, 1e30, np.inf, np.nan, -3.0])
+    low, high = strata.OCTAVES
+    expected = [low, low, -1, 0, 0, 1, 2, high - 1, high, high, low]
+    assert (strata.octaves(score).astype(int) + low).tolist() == expected
+
+
+def test_distances_are_those_of_the_flip():
+    leaf = np.array([1.0, -2.0, 0.5], np.float32)
+    assert strata.distances(leaf, 31).tolist() == [2, 4, 1]
+    assert strata.distances(leaf, 23).tolist() == [0.5, 2.0, 0.5]
+    assert not np.isfinite(strata.distances(leaf, 30)).all()
+
+
+def test_a_score_is_distance_times_sensitivity_and_arrays_are_taken_as_they_are():
+    leaves = leaves_of(np.dtype("f4"))
+    space = space_of(leaves)
+    sensitivity = [np.full(x.size, 8.0) for x in leaves]
+    plain, scored = strata.by_distance(space, leaves), strata.by_score(leaves, sensitivity)
+    finite = np.isfinite(strata.distances(leaves[1], 25))
+    assert (scored(1, 25)[finite] == plain(1, 25)[finite] + 3).all()
+    scores = [np.random.default_rng(0).random((x.size, 32)) for x in leaves]
+    expected = strata.octaves(scores[0][:, 7])
+    assert (strata.by_array(scores)(0, 7) == expected).all()
+
+
+def test_what_is_known_is_drawn_from_no_stratum():
+    leaves = leaves_of(np.dtype("f4"))
+    space = space_of(leaves)
+
+    def split(site, bit):
+        return np.where(np.arange(leaves[site].size) < 3, strata.KNOWN, 0).astype(np.uint8)
+
+    parts = strata.strata(space, leaves, split)
+    assert parts.size.sum() == 32 * (2 + 9)
+    assert (space.decode(members(parts)[1]).index >= 3).all()
+
+
+def test_what_cannot_be_split_is_refused():
+    leaves = leaves_of(np.dtype("f4"))
+    space = space_of(leaves)
+    with pytest.raises(InputError, match=r"bins of layer0 bit 0 are float64\[5\], not uint8\[5\]"):
+        strata.strata(space, leaves, lambda site, bit: np.zeros(leaves[site].size))
+    both = space_of(leaves, (0, 2))
+    with pytest.raises(InputError, match="take one model"):
+        strata.strata(both, leaves, strata.by_cell(both, leaves))
