@@ -86,7 +86,8 @@ def verify(
 
     With the measure `full`, outcome classes that differ are a near-tie where both logits agree
     within float rounding (`jfi.engine.close`). With `critical` and `detect`, critical or not is
-    compared, and verdicts that differ are a near-tie where the two largest naive logits agree.
+    compared, and verdicts that differ are a near-tie where the two largest naive logits agree, or
+    where naive logits are not finite.
     Everything else is a disagreement.
     """
     if not image.size:
@@ -101,8 +102,9 @@ def verify(
         flags, certified = engine.critical_pairs(faults, image)
         same = (flags & CRITICAL) == (codes & CRITICAL)
         second, first = np.sort(slow, axis=1)[:, -2:].T
-        with np.errstate(invalid="ignore"):  # infinities that are equal are no near-tie
-            tied = first - second <= rounding(slow)
+        with np.errstate(invalid="ignore"):
+            # Of logits that overflow, the order of summation says which come out infinite or NaN.
+            tied = (first - second <= rounding(slow)) | ~np.isfinite(slow).all(axis=1)
     bad = np.flatnonzero(~same & ~tied)
     agreements = int(same.sum())
     return Verification(
