@@ -20,16 +20,17 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import campaign, engine, golden, records, report
+from jfi import campaign, engine, golden, records, report, rounds
 from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.estimates import Estimate
 from jfi.faults import read_fault_list
+from jfi.rounds import METHODS
 from jfi.screen import REDUCED
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits measure screen".split()
+    "keep_bits measure screen levels".split()
 )
 MEBIBYTE = 1 << 20
 QUIET_SECONDS = 30  # between lines of progress where there is no terminal
@@ -102,6 +103,8 @@ def main() -> int | None:
     args = flags.FLAGS
     if args.keep_bits and args.measure == "detect":
         raise InputError("keep_bits needs the measure critical or full; detect tells no images")
+    if args.keep_bits and args.sampler in METHODS:
+        raise InputError(f"keep_bits is not kept by the sampler {args.sampler}")
     engine.check_measure(args.measure, args.screen)
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
@@ -117,17 +120,23 @@ def main() -> int | None:
     sampler = campaign.LISTED if args.faults else args.sampler
     workdir = Path(args.workdir or Path("runs", f"{net.name}_{dataset.name}_{sampler}"))
     accuracy = float((runner.golden.top1 == labels).mean())
+    planned = "as many as it takes" if sampler in METHODS else f"{plan.injections:,}"
     print(
         f"{net.name}: golden accuracy {accuracy:.2%} on {len(images):,} images; "
-        f"{plan.injections:,} of {int(plan.population.sum()):,} faults ({sampler})"
+        f"{planned} of {int(plan.population.sum()):,} faults ({sampler})"
     )
     earlier = _earlier(workdir)
     with LiveProgress() as progress:
-        summary = campaign.run(
-            plan, runner, workdir, config(),
-            measure=args.measure, verify_pairs=args.verify, keep_bits=args.keep_bits,
-            progress=progress,
-        )  # fmt: skip
+        options = {"measure": args.measure, "verify_pairs": args.verify, "progress": progress}
+        if sampler in METHODS:
+            summary = rounds.run(
+                sampler, plan.space, runner, workdir, config(), request=plan.request,
+                levels=tuple(args.levels), seed=plan.seed, **options,
+            )  # fmt: skip
+        else:
+            summary = campaign.run(
+                plan, runner, workdir, config(), keep_bits=args.keep_bits, **options
+            )
     measured = {**earlier, **_measured(summary, network, images, accuracy)}
     records.write_summary(workdir, {**summary, "measured": measured})
     return _conclude(workdir, summary, measured, truth)
@@ -139,6 +148,8 @@ def _plan(network) -> campaign.Plan:
         return campaign.plan_listed(
             network, read_fault_list(args.faults, network.sites), target.request()
         )
+    if args.sampler in METHODS:
+        return target.open_plan(network, args.seed)
     return campaign.plan(
         network,
         args.sampler,
@@ -215,13 +226,15 @@ class LiveProgress:
     def __call__(self, state: campaign.Progress) -> None:
         spent = time.monotonic() - self.started
         rate = (state.done - state.resumed) / spent
-        text = f"{state.done:,} of {state.total:,} faults, {rate:,.0f} faults/s"
-        if rate > 0:
+        of = "" if state.total is None else f" of {state.total:,}"
+        text = f"{state.done:,}{of} faults, {rate:,.0f} faults/s"
+        if rate > 0 and state.total is not None:
             text += f", {(state.total - state.done) / rate:,.0f} s left"
-        e, sampled = state.estimate, 1 - state.estimate.unsampled
-        # Strata not yet reached count as 0 in the estimate; so far, it speaks for the others.
-        share, margin = (report.percent(x / sampled) for x in (e.estimate, e.margin))
-        text += f", critical {share} ± {margin}% of the {sampled:.0%} of faults sampled so far"
+        if state.estimate is not None:
+            e, sampled = state.estimate, 1 - state.estimate.unsampled
+            # Strata not yet reached count as 0 in the estimate; so far, it speaks for the others.
+            share, margin = (report.percent(x / sampled) for x in (e.estimate, e.margin))
+            text += f", critical {share} ± {margin}% of the {sampled:.0%} of faults sampled so far"
         self.bar.update(self.task, completed=state.done, total=state.total, description=text)
         if not self.live and time.monotonic() - self.printed > QUIET_SECONDS:
             self.printed = time.monotonic()

@@ -21,6 +21,7 @@ from jfi import campaign, golden, split
 from jfi.campaign import Plan
 from jfi.errors import InputError
 from jfi.program import flops
+from jfi.rounds import METHODS
 from jfi.sites import Network
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
@@ -77,6 +78,8 @@ def main() -> None:
     """Print the plan that the flags ask for."""
     args = flags.FLAGS
     net, network = _network()
+    if args.sampler in METHODS:
+        return _print_rounds(target.open_plan(network), network)
     plan = campaign.plan(
         network,
         args.sampler,
@@ -94,15 +97,35 @@ def _network() -> tuple[nets.Net, Network]:
     args = flags.FLAGS
     dataset = data.load(args.dataset, args.data_dir, train=False) if args.dataset else None
     net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
-    if args.weights is None and args.sampler != "data_aware":
+    if args.weights is None and args.sampler not in ("data_aware", "adaptive_distance"):
         return net, target.read(net, nets.init(net, 0))
     if args.weights is None and dataset is None:
         raise InputError(
-            "sampler data_aware plans from the weights, and none are named; give --weights, or "
+            f"sampler {args.sampler} plans from weights, and none are named; give --weights, or "
             "--dataset for those that training wrote"
         )
     weights = target.weights_path(net, dataset.name if dataset else None)
     return net, target.load_network(net, weights)
+
+
+def _print_rounds(plan: Plan, network: Network) -> None:
+    """How many faults a sampler in rounds takes, if no fault and if one in ten is critical."""
+    args = flags.FLAGS
+    if args.sampler == "adaptive_score":
+        raise InputError("sampler adaptive_score chooses by the images; plan with adaptive instead")
+    leaves = [network.values(site) for site in plan.space.sites]
+    method = METHODS[args.sampler](None)
+    few, many = (
+        method(plan.space, leaves, plan.request, args.levels, oracle, 0).injections
+        for oracle in (lambda ids: np.zeros(ids.size, bool), lambda ids: ids % 10 == 0)
+    )
+    if args.json:
+        found = {"population": plan.space.size, "none_critical": few, "tenth_critical": many}
+        return print(json.dumps(found))
+    return print(
+        f"{plan.space.size:,} faults; {args.sampler} decides as it goes: {few:,} injections if "
+        f"none is critical, {many:,} if one in ten is, wherever it is"
+    )
 
 
 def _print_json(plan: Plan, images: int, expected: float) -> None:

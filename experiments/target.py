@@ -10,9 +10,12 @@ from absl import flags
 import jfi
 import nets
 from experiments import data
+from jfi.campaign import Plan
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS
-from jfi.sampling import SAMPLERS, Request
+from jfi.faults import FAULT_MODELS, FaultSpace
+from jfi.methods import LEVELS, units
+from jfi.rounds import METHODS
+from jfi.sampling import SAMPLERS, Request, check
 from jfi.sites import Network
 
 WEIGHTS = Path("weights")
@@ -30,10 +33,17 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "sampler",
         "data_aware",
-        list(SAMPLERS),
+        [*SAMPLERS, *METHODS],
         "Which faults: all (exhaustive); a sample of the network (network_wise), of each layer "
         "(layer_wise), of each bit of each layer with p = 0.5 (data_unaware) or with p from the "
-        "weights (data_aware).",
+        "weights (data_aware); or in rounds, as earlier ones show is needed: the published "
+        "iterative, or adaptive with strata by (layer, bit), by how far a bit moves its word "
+        "(adaptive_distance), or by that times the word's gradient (adaptive_score).",
+    )
+    flags.DEFINE_list(
+        "levels",
+        ["network", "layer"],
+        f"Units that samplers in rounds reach the margin for: {', '.join(LEVELS)}.",
     )
     flags.DEFINE_enum(
         "fault_model", "stuck_at", list(FAULT_MODELS), "Bits stuck at 0 and at 1, or flipped."
@@ -52,6 +62,14 @@ def define_flags() -> None:
         "Normal quantile to use in place of the exact one of the confidence; the literature "
         "takes 2.58 for 99%.",
     )
+
+
+def open_plan(network: Network, seed: int = 0) -> Plan:
+    """The faults that a sampler in rounds is to choose from, by the flags."""
+    args = flags.FLAGS
+    space = FaultSpace(jfi.select(network, args.sites), FAULT_MODELS[args.fault_model])
+    units(space, args.levels)
+    return Plan(space, check(request()), (), space.cells, seed)
 
 
 def request() -> Request:

@@ -6,7 +6,7 @@ summary of estimates. A campaign killed at any moment goes on from its last whol
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,8 +77,8 @@ def plan(
       InputError: an unknown sampler or fault model, a pattern that matches nothing, or a request
         out of range.
     """
-    _check_name("sampler", sampler, SAMPLERS)
-    _check_name("fault model", fault_model, FAULT_MODELS)
+    check_name("sampler", sampler, SAMPLERS)
+    check_name("fault model", fault_model, FAULT_MODELS)
     request = check(request or Request())
     if seed < 0:
         raise InputError(f"seed {seed} is negative; it must be 0 or more")
@@ -115,9 +115,9 @@ class Progress(NamedTuple):
     """Where a campaign stands, reported after every shard."""
 
     done: int  # faults
-    total: int
+    total: int | None  # None where a method decides as it goes
     resumed: int  # of `done`, those found in the work directory
-    estimate: Estimate  # of the network, so far
+    estimate: Estimate | None  # of the network, so far; None where a method gives it at its end
 
 
 def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,8 +178,8 @@ def run(
     """
     check_measure(measure, engine.screen)
     path = records.open_workdir(workdir, manifest(plan, engine, config))
-    ids, size = drawn(plan), _shard_size(len(engine.images), measure)
-    tally = _Tally(plan, len(engine.images), measure)
+    ids, size = drawn(plan), shard_size(len(engine.images), measure)
+    tally = Tally(plan, len(engine.images), measure)
     started, ran, resumed = time.perf_counter(), 0, 0
     # Shards follow the order of layers; in random order the estimate so far speaks for all.
     for number in np.random.default_rng(plan.seed).permutation(-(-plan.injections // size)):
@@ -187,40 +187,47 @@ def run(
         if records.has_shard(path, number):
             resumed += hi - lo
         else:
-            _run_shard(path, number, ids(lo, hi), plan.space, engine, measure, keep_bits)
+            run_shard(path, number, ids(lo, hi), plan.space, engine, measure, keep_bits)
             ran += hi - lo
         tally.add(records.read_shard(path, number, tally.columns))
         so_far = tally.estimate(("network",))[0]
         progress(Progress(ran + resumed, plan.injections, resumed, so_far))
     seconds = time.perf_counter() - started
-    least = AUDIT if engine.screen else 0
-    checked = _verify(plan, engine, ids, max(verify_pairs, least), measure)
-    summary = {
-        "population": int(plan.population.sum()),
-        "injections": plan.injections,
-        "images": len(engine.images),
-        "estimates": [estimate._asdict() for estimate in tally.estimate()],
+    checked = verified(plan, engine, ids, plan.injections, verify_pairs, measure)
+    found = summary(tally, tally.estimate(), checked, ran, seconds)
+    records.write_summary(path, found)
+    return found
+
+
+def summary(
+    tally: "Tally", found: Sequence[Estimate], checked: Verification, ran: int, seconds: float
+) -> dict[str, Any]:
+    """What `run` returns, of a campaign that injected `ran` faults in this call."""
+    return {
+        "population": int(tally.plan.population.sum()),
+        "injections": int(tally.injections.sum()),
+        "images": tally.images,
+        "estimates": [estimate._asdict() for estimate in found],
         "verify": {**checked._asdict(), "bound": checked.bound},
         "decided": tally.decided,
         "pairs": tally.pairs,
         "run": {
             "faults": ran,
             "seconds": seconds,
-            "verdicts_per_second": ran * len(engine.images) / seconds,
+            "verdicts_per_second": ran * tally.images / seconds,
         },
     }
-    records.write_summary(path, summary)
-    return summary
 
 
-def _run_shard(path, number, ids, space, engine, measure, keep_bits) -> None:
+def run_shard(path, number, ids, space, engine, measure, keep_bits=False) -> None:
+    """Run the faults `ids` and record them as shard `number`."""
     faults = space.decode(ids)
     done = engine.run(faults, measure, keep_bits=keep_bits)
     decided = np.where(engine.identity(faults), records.IDENTITY, records.INFERENCE)
     records.write_shard(path, number, ids, faults, done, decided)
 
 
-class _Tally:
+class Tally:
     """Counts over the shards read so far."""
 
     def __init__(self, plan: Plan, images: int, measure: str):
@@ -281,17 +288,22 @@ def _strata_cells(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     return stratum, assumed
 
 
-def _verify(plan: Plan, engine: Engine, ids, pairs: int, measure: str) -> Verification:
-    """Verify random pairs among those that were inferred."""
+def verified(plan: Plan, engine: Engine, ids, injections: int, pairs: int, measure: str):
+    """The `Verification` of random pairs among those of the faults `ids(0, injections)`.
+
+    Faults that leave their word as it is are passed over; an engine that screens is audited.
+    """
+    pairs = max(pairs, AUDIT if engine.screen else 0)
     rng = np.random.default_rng(plan.seed)
-    picked = np.sort(rng.integers(0, plan.injections, 4 * pairs))
+    picked = np.sort(rng.integers(0, injections, 4 * pairs))
     faults = plan.space.decode(np.concatenate([ids(k, k + 1) for k in picked] or [ids(0, 0)]))
     inferred = rng.permutation(np.flatnonzero(~engine.identity(faults)))[:pairs]
     image = rng.integers(0, len(engine.images), inferred.size)
     return verify(engine, take(faults, np.sort(inferred)), image, measure)
 
 
-def _shard_size(images: int, measure: str) -> int:
+def shard_size(images: int, measure: str) -> int:
+    """Faults of a shard."""
     return int(np.clip(SHARD_PAIRS[measure] // images, *SHARD_FAULTS))
 
 
@@ -299,6 +311,7 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def _check_name(what: str, name: str, known) -> None:
+def check_name(what: str, name: str, known) -> None:
+    """Raises InputError where `name` is not `known`."""
     if name not in known:
         raise InputError(f"{what} {name!r} is unknown; choose from {', '.join(known)}")

@@ -1,0 +1,134 @@
+"""A campaign of a method that chooses its faults in rounds (`jfi.methods`), run and recorded.
+
+The method asks which faults are critical, the engine answers, and every answer is a shard on
+record. What a method asks depends on its seed and on earlier answers alone: a campaign that was
+killed asks the same again, and finds the answers on record.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jfi import adaptive, campaign, methods, records, scores, sfi, strata
+from jfi.campaign import Plan, Progress, Tally
+from jfi.chunks import chunks
+from jfi.engine import Engine, check_measure
+from jfi.errors import InputError
+from jfi.estimates import Estimate
+from jfi.faults import FaultSpace
+from jfi.methods import Interval, Method
+from jfi.sampling import Request, check
+
+
+def _by_score(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
+    sensitivity = scores.sensitivity(engine.network, engine.images, space.sites)
+    return strata.by_score(leaves, sensitivity)
+
+
+# By name, what makes the method for the engine of a campaign.
+METHODS: dict[str, Callable[[Engine], Method]] = {
+    "adaptive": lambda engine: adaptive.adaptive(strata.by_cell),
+    "adaptive_distance": lambda engine: adaptive.adaptive(strata.by_distance),
+    "adaptive_score": lambda engine: adaptive.adaptive(partial(_by_score, engine)),
+    "iterative": lambda engine: sfi.iterative("clopper_pearson"),
+}
+
+
+def run(
+    name: str,
+    space: FaultSpace,
+    engine: Engine,
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    *,
+    request: Request | None = None,
+    levels: tuple[str, ...] = ("network",),
+    seed: int = 0,
+    measure: str = "critical",
+    verify_pairs: int = 0,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Inject in rounds until every unit of `levels` has its margin; returns the summary.
+
+    Args:
+      name: a name of `METHODS`.
+      space: faults of `engine.sites`.
+      request: the margin wanted of every unit, and the confidence.
+      levels: of `jfi.methods.LEVELS`.
+      config, measure, verify_pairs, progress: as of `jfi.campaign.run`.
+
+    Returns:
+      What `jfi.campaign.run` does, with estimates of the units asked for, whose intervals are the
+      method's, and `rounds`: faults injected in each.
+
+    Raises:
+      InputError: an unknown method, level or measure, or a request out of range; a work directory
+        that can't be used, or holds another campaign.
+      OSError: a write failed; what was recorded before stays.
+    """
+    campaign.check_name("sampler", name, METHODS)
+    check_measure(measure, engine.screen)
+    methods.units(space, levels)
+    plan = Plan(space, check(request or Request()), (), space.cells, seed)
+    path = records.open_workdir(workdir, campaign.manifest(plan, engine, config))
+    answers = _Answers(path, plan, engine, measure, progress)
+    leaves = [engine.network.values(site) for site in space.sites]
+    started = time.perf_counter()
+    found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
+    seconds = time.perf_counter() - started
+    ids = np.concatenate(answers.ids)
+    checked = campaign.verified(
+        plan, engine, lambda lo, hi: ids[lo:hi], ids.size, verify_pairs, measure
+    )
+    units = [_estimate(unit) for unit in found.units]
+    summary = campaign.summary(answers.tally, units, checked, answers.ran, seconds)
+    summary["rounds"] = found.rounds
+    records.write_summary(path, summary)
+    return summary
+
+
+class _Answers:
+    """The oracle of a method: from the records where they hold the faults, else by the engine."""
+
+    def __init__(self, path: Path, plan: Plan, engine: Engine, measure: str, progress):
+        self.path, self.plan, self.engine = path, plan, engine
+        self.measure, self.progress = measure, progress
+        self.tally = Tally(plan, len(engine.images), measure)
+        self.ids: list[np.ndarray] = []
+        self.ran = 0
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """bool [n]: whether each fault is critical for any image."""
+        size = campaign.shard_size(len(self.engine.images), self.measure)
+        parts = [self._answer(ids[part]) for part in chunks(ids.size, size)]
+        return np.concatenate([np.empty(0, bool), *parts])
+
+    def _answer(self, ids: np.ndarray) -> np.ndarray:
+        number = len(self.ids)
+        if not records.has_shard(self.path, number):
+            space, engine = self.plan.space, self.engine
+            campaign.run_shard(self.path, number, ids, space, engine, self.measure)
+            self.ran += ids.size
+        shard = records.read_shard(self.path, number, ("id", *self.tally.columns))
+        if not np.array_equal(shard["id"], ids):
+            raise InputError(
+                f"{records.shard_path(self.path, number)} holds other faults than this campaign "
+                "asks for; name another work directory"
+            )
+        self.tally.add(shard)
+        self.ids.append(ids)
+        done = sum(part.size for part in self.ids)
+        self.progress(Progress(done, None, done - self.ran, None))
+        return shard["first_critical"] >= 0
+
+
+def _estimate(unit: Interval) -> Estimate:
+    """The interval of a method, in both places of an estimate's intervals."""
+    label = unit.unit, unit.level, unit.site, unit.bit
+    counts = unit.population, unit.injections, unit.critical
+    ends = unit.low, unit.high
+    return Estimate(*label, *counts, unit.estimate, unit.margin, *ends, *ends, 0.0)

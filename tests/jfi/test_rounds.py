@@ -1,0 +1,103 @@
+"""jfi.rounds: methods that choose faults in rounds, on a real engine, against exhaustive truth."""
+
+import jax
+import numpy as np
+import pytest
+
+import jfi
+from jfi import campaign, records, rounds
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(12, 6)).astype(np.float32)
+PARAMS = {
+    "first": RNG.normal(size=(6, 8)).astype(np.float32),
+    "second": RNG.normal(size=(8, 3)).astype(np.float32),
+}
+REQUEST = jfi.Request(error_margin=0.05, confidence=0.95)
+
+
+def apply(params, x):
+    return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    network = jfi.network(apply, PARAMS, IMAGES[0])
+    return jfi.Engine(network, IMAGES, np.zeros(12, int), jfi.select(network))
+
+
+@pytest.fixture(scope="module")
+def space(engine):
+    return jfi.FaultSpace(engine.sites, (0, 1))
+
+
+@pytest.fixture(scope="module")
+def truth(engine, space):
+    """Which fault is critical for any image, bool [N]."""
+    return engine.run(space.decode(np.arange(space.size)), "full").first_critical >= 0
+
+
+def run(name, space, engine, path, **options):
+    options = {"request": REQUEST, "levels": ("network", "layer"), "verify_pairs": 50} | options
+    return rounds.run(name, space, engine, path, {"sampler": name}, **options)
+
+
+@pytest.mark.parametrize("name", rounds.METHODS)
+def test_margins_are_met_and_hold_the_truth(name, space, engine, truth, tmp_path):
+    summary = run(name, space, engine, tmp_path)
+    sites = space.decode(np.arange(space.size)).site
+    shares = [truth.mean(), *(truth[sites == site].mean() for site in (0, 1))]
+    assert [unit["level"] for unit in summary["estimates"]] == ["network", "layer", "layer"]
+    for unit, share in zip(summary["estimates"], shares, strict=True):
+        assert unit["margin"] <= 0.0501
+        assert unit["low"] <= share <= unit["high"]
+        assert unit["cp_low"], unit["cp_high"] == (unit["low"], unit["high"])
+    assert sum(summary["rounds"]) == summary["injections"] < space.size
+    assert summary["verify"]["pairs"] == 50
+    assert summary["verify"]["disagreements"] == 0
+    shards = list(records.read_shards(tmp_path))
+    ids = np.concatenate([np.asarray(shard["id"]) for shard in shards])
+    assert np.unique(ids).size == ids.size == summary["injections"]
+    found = np.concatenate([np.asarray(shard["first_critical"]) for shard in shards]) >= 0
+    assert np.array_equal(found, truth[ids])
+
+
+def test_goes_on_where_it_was_stopped(space, engine, tmp_path, monkeypatch):
+    whole = run("adaptive", space, engine, tmp_path / "whole")
+    run_shard, left = campaign.run_shard, [3]
+
+    def stopped(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        run_shard(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(campaign, "run_shard", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("adaptive", space, engine, tmp_path / "part")
+    again = run("adaptive", space, engine, tmp_path / "part")
+    assert again["estimates"] == whole["estimates"]
+    assert again["run"]["faults"] < whole["run"]["faults"] == whole["injections"]
+
+
+def test_records_of_other_faults_are_refused(space, engine, tmp_path):
+    run("adaptive", space, engine, tmp_path)
+    with pytest.raises(jfi.InputError, match=r"00000.parquet holds other faults"):
+        run("adaptive", space, engine, tmp_path, seed=1)
+
+
+BAD = [
+    ({"name": "clever"}, "sampler 'clever' is unknown; choose from adaptive"),
+    ({"levels": ("image",)}, "level 'image' is unknown"),
+    ({"measure": "some"}, "measure 'some' is unknown"),
+    ({"request": jfi.Request(error_margin=2.0)}, "error_margin 2.0 is not between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_input(change, message, space, engine, tmp_path):
+    options = {"name": "adaptive"} | change
+    with pytest.raises(jfi.InputError, match=message):
+        run(options.pop("name"), space, engine, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
