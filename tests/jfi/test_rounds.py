@@ -64,7 +64,7 @@ def test_margins_are_met_and_hold_the_truth(name, space, engine, truth, tmp_path
 
 def test_goes_on_where_it_was_stopped(space, engine, tmp_path, monkeypatch):
     whole = run("adaptive", space, engine, tmp_path / "whole")
-    run_shard, left = campaign.run_shard, [3]
+    run_shard, left = campaign.run_shard, [1]
 
     def stopped(*args):
         left[0] -= 1
