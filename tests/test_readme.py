@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import campaign, data, plan, train
+from experiments import bench, bench_samplers, campaign, data, date23, plan, train, truth
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -28,7 +28,10 @@ def test_the_example_prints_what_is_shown(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "own" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("module", [campaign, data, plan, train])
+SCRIPTS = [bench, bench_samplers, campaign, data, date23, plan, train, truth]
+
+
+@pytest.mark.parametrize("module", SCRIPTS)
 def test_flags_of_the_commands_shown_exist(module):
     """And those that the scripts' own descriptions show."""
     source = Path(module.__file__).read_text() + Path(campaign.target.__file__).read_text()
