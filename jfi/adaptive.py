@@ -28,9 +28,10 @@ from jfi.strata import Split, Strata, by_cell, strata
 # None of these touches validity. They were tuned on the truths of LeNet, for few injections.
 PRIOR = 0.05  # share of critical faults that is guessed of strata before the first draw
 STRENGTH = 3.0  # injections that a coarser group's share counts for in a finer one
-DOUBT = 0.5  # critical faults that bets reckon with beyond those guessed, in all draws of a unit
+DOUBT = 0.75  # critical faults that bets reckon with beyond those guessed, in all draws of a unit
 ROUND = 0.5  # of the faults that seem to be needed, the share drawn in a round
-FEWEST = 64  # faults of a round, and of the pilot
+PILOT = 128  # faults of the first round
+FEWEST = 64  # faults of a later one
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the margin, how far below T is aimed at
 
 
@@ -106,7 +107,7 @@ def _watch(space: FaultSpace, parts: Strata, unit: Unit, request: Request) -> Wa
 
 def _size(chance: np.ndarray, rounds: Sequence[int]) -> int:
     """Faults of the next round: a share of those needed, at most as many as there were."""
-    return int(max(FEWEST, min(ROUND * chance.sum(), sum(rounds))))
+    return int(max(FEWEST, min(ROUND * chance.sum(), sum(rounds)))) if rounds else PILOT
 
 
 def _counted(drawn: Drawn, draw: Draw) -> Drawn:
@@ -214,19 +215,32 @@ def _look(watch: Watch, parts: Strata, drawn: Drawn, draw: Draw, confidence: flo
 def _aims(watch: Watch, unit: Open, confidence: float) -> tuple[float, float]:
     """How far below and above T to bet, two margins together, to be done first.
 
-    Few critical faults bound T from below sooner than from above.
+    Few critical faults bound T from below sooner than from above. Where a bound is already beyond
+    the aim the bet has nothing to win: 0, lest the guess that makes it so be wrong.
     """
-    enough = betting.threshold(confidence)
 
-    def draws(share: float) -> float:
+    def aims(share: float) -> tuple[float, float]:
         up, down = share * watch.margin, (2 - share) * watch.margin
-        (_, rise), (_, fall) = betting.best_bets(unit, up, down)
-        lacks_up = enough - betting.log_capital_up(watch.bets, unit.expected - up)
-        lacks_down = enough - betting.log_capital_down(watch.bets, unit.expected + down)
-        return max(lacks_up / max(rise, 1e-12), lacks_down / max(fall, 1e-12))
+        return (
+            up if unit.expected - up > watch.low else 0.0,
+            down if unit.expected + down < watch.high else 0.0,
+        )
 
-    best = min(_SHARES, key=draws)
-    return best * watch.margin, (2 - best) * watch.margin
+    return min(map(aims, _SHARES), key=partial(_draws, watch, unit, confidence))
+
+
+def _draws(watch: Watch, unit: Open, confidence: float, aims: tuple[float, float]) -> float:
+    """How many draws it takes to reach both aims."""
+    growths = (growth for _, growth in betting.best_bets(unit, *aims))
+    has = (
+        betting.log_capital_up(watch.bets, unit.expected - aims[0]),
+        betting.log_capital_down(watch.bets, unit.expected + aims[1]),
+    )
+    enough = betting.threshold(confidence)
+    return max(
+        (enough - capital) / max(growth, 1e-12) if aim else 0.0
+        for aim, growth, capital in zip(aims, growths, has, strict=True)
+    )
 
 
 def _interval(space: FaultSpace, watch: Watch, drawn: Drawn) -> Interval:
