@@ -313,15 +313,20 @@ def main() -> None:
         for margin in margins
         for method in chosen
     ]
-    rows = []
+    rows, out = [], Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
     for case, found_row in zip(cases, compare(found, cases, repeats, args.jobs), strict=True):
         rows.append({"truth": found.name, **found_row})
+        # Now, not at the end: hours of rows outlive a kill.
+        (out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (out / "samplers.md").write_text(table(found, rows))
         print(
             f"{case.method}, {case.level}, e = {case.margin:.2%}, {case.confidence:.0%}: "
             f"{found_row['injections']:,.0f} injections, coverage {found_row['coverage']:.1%}",
             flush=True,
         )
-    _write(Path(args.out), found, rows)
+    draw(rows, out / "samplers.png")
+    print(f"{out}: samplers.json, samplers.md, samplers.png")
 
 
 def _truth() -> Truth:
@@ -355,14 +360,6 @@ def _shares(name: str) -> list[float]:
     if not found or not all(0 < x < 1 for x in found):
         raise InputError(f"{name} {','.join(texts)} must be numbers between 0 and 1, as 0.01,0.005")
     return found
-
-
-def _write(out: Path, found: Truth, rows: list[dict]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (out / "samplers.md").write_text(table(found, rows))
-    draw(rows, out / "samplers.png")
-    print(f"{out}: samplers.json, samplers.md, samplers.png")
 
 
 if __name__ == "__main__":
