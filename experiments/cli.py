@@ -17,6 +17,7 @@ from nets import NetError
 
 HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
 PLACEHOLDERS = {"string": "TEXT", "int": "N", "float": "X"}
+WIDTH = 100  # of the help
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -81,7 +82,11 @@ def _flag_help(flag: flags.Flag) -> str:
     default = "" if flag.default in (None, "") or flag.boolean else f" (default: {flag.default})"
     # absl puts the choices of an enumeration in front of its text; they stand behind the name.
     text = flag.help.split(">: ", 1)[-1] if _choices(flag) else flag.help
-    return f"  {_usage(flag)}{default}\n" + flags.text_wrap(text, 100, "      ")
+    usage = f"{_usage(flag)}{default}"
+    if len(usage) > WIDTH - 2:
+        # A long choice goes on below, cut between its names.
+        usage = flags.text_wrap(usage.replace("|", "| "), WIDTH, "        ", "").replace("| ", "|")
+    return f"  {usage}\n" + flags.text_wrap(text, WIDTH, "      ")
 
 
 def _usage(flag: flags.Flag) -> str:

@@ -107,4 +107,14 @@ def test_expected_time_is_of_the_work_that_is_planned(script):
 def test_data_aware_needs_weights(script, own_folder):
     ended = script(plan, "--sampler=data_aware")
     assert ended.status == 2
-    assert "sampler data_aware plans from the weights" in ended.err
+    assert "sampler data_aware plans from weights" in ended.err
+
+
+def test_samplers_in_rounds_tell_what_they_may_take(script):
+    ended = script(plan, "--net=lenet", "--sampler=adaptive", "--json")
+    found = json.loads(ended.out)
+    assert found["population"] == 3_934_080
+    assert 0 < found["none_critical"] < found["tenth_critical"] < 20_000
+    ended = script(plan, "--net=lenet", "--sampler=adaptive_score")
+    assert ended.status == 2
+    assert "adaptive_score chooses by the images" in ended.err
