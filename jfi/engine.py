@@ -1,116 +1,38 @@
 """The engine: outcomes of faults on a workload, many pairs at a time.
 
 The unit of work is a list of (fault, image) pairs of one site, cut into chunks of one size so
-that nothing recompiles. Per site there are two compiled programs: the prefix, which leaves on
-the device what the suffix reads of the golden run, and the suffix over a chunk of pairs. Where
-only critical or not is asked, pairs run from cut to cut and leave when proven (`jfi.prune`).
+that nothing recompiles. Pairs run to the logits (`jfi.whole`) or, where only critical or not is
+asked, from cut to cut and leave when proven (`jfi.prune`).
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
-import jax
 import numpy as np
 
 from jfi import bits, outcomes
 from jfi import screen as screening
-from jfi.chunks import blocks, chunk_size, chunks, filled_up
+from jfi.chunks import blocks, filled_up
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
 from jfi.golden import golden_run
-from jfi.hardware import SHARED, SPREAD, Hardware
+from jfi.hardware import Hardware
 from jfi.hardware import hardware as all_devices
 from jfi.outcomes import Outcomes
-from jfi.program import bind
 from jfi.prune import Block as PrunerBlock
 from jfi.prune import Line, Pruner
 from jfi.radii import code, distance
 from jfi.sites import Network
-from jfi.split import Split, image_bytes, prefix, split, suffix
+from jfi.split import image_bytes, split
+from jfi.whole import Block, Pairs, SiteProgram
 
 # What is asked of every fault: its outcome class on every image; whether it is critical for each
 # image; or only whether it is critical for any.
 MEASURES = ("full", "critical", "detect")
 MEMORY = 1 << 30  # bytes of golden values kept on the device at a time
 PAIRS = 1 << 20  # most pairs listed on the host at a time
-IN_FLIGHT = 4  # chunks under way before the first is read back
 DETECT_BLOCK = 64  # images that a fault is judged on before it may be dropped as critical
-
-
-class Block(NamedTuple):
-    """The golden values that one site's suffix needs, for b images from number `start` on."""
-
-    start: int
-    constants: list[Any]
-    residuals: list[Any]  # [b, ...]
-    logits: Any  # [b, C], golden lanes of the same compiled suffix
-    labels: Any  # int32 [b]
-
-
-class Pairs(NamedTuple):
-    """Results of P pairs: outcome codes uint8 [P] (`outcomes.classify`) and logits [P, C]."""
-
-    codes: np.ndarray
-    logits: np.ndarray
-
-
-class SiteProgram:
-    """The two compiled programs of one site; `chunk` pairs are run at a time."""
-
-    def __init__(self, parts: Split, hardware: Hardware, reduced: Callable | None):
-        self.parts, self._hardware = parts, hardware
-        self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes)
-        self._prefix = hardware.jit_golden(partial(prefix, parts))
-        # In full, and in reduced precision.
-        self._suffix = [
-            hardware.jit(partial(_run_chunk, parts, evaluate), *_RUN_CHUNK)
-            for evaluate in (bind, reduced or bind)
-        ]
-
-    def load(self, leaves, images: np.ndarray, labels: np.ndarray, start: int = 0) -> Block:
-        """Run the prefix on images [b, ...], which are those from number `start` on."""
-        constants, residuals = self._prefix(leaves, images)
-        out = self.parts.program.out.aval
-        blank = np.zeros((len(images), out.shape[1]), out.dtype)
-        block = Block(start, constants, residuals, *self._hardware.share((blank, labels)))
-        # The word 0 at its golden value: what "equal to golden" is judged against.
-        leaf = np.asarray(leaves[self.parts.leaf])
-        at = np.zeros((len(images), leaf.ndim), np.int32)
-        same = self.run(block, at, np.full(len(images), leaf.flat[0]), np.arange(len(images)))
-        return block._replace(logits=self._hardware.share(same.logits))
-
-    def run(
-        self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray, reduced=False
-    ) -> Pairs:
-        """Run P pairs: the word at index `at` [P, rank] set to `value` [P].
-
-        Args:
-          image: int [P], positions in the block.
-          reduced: in reduced precision.
-        """
-        done, pending = [], deque()
-        for part in chunks(image.size, self.chunk):
-            columns = (image.astype(np.int32), at, value)
-            full = (filled_up(column[part], self.chunk) for column in columns)
-            pending.append(self._suffix[reduced](*block[1:], *full))
-            if len(pending) > IN_FLIGHT:
-                done.append(jax.device_get(pending.popleft()))
-        done.extend(jax.device_get(list(pending)))
-        codes, logits = (np.concatenate(column)[: image.size] for column in zip(*done, strict=True))
-        return Pairs(codes, logits)
-
-
-_RUN_CHUNK = (SHARED, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD)
-
-
-def _run_chunk(parts: Split, evaluate, constants, residuals, golden, labels, image, at, value):
-    def one(image, at, value):
-        return suffix(parts, constants, residuals, image, list(at), value, evaluate)[0]
-
-    logits = jax.vmap(one)(image, at, value)
-    return outcomes.classify(golden[image], logits, labels[image]), logits
 
 
 class Engine:
