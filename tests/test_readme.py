@@ -39,5 +39,5 @@ def test_flags_of_the_commands_shown_exist(module):
     name = f"experiments.{Path(module.__file__).stem}"
     for text in (README.read_text(), module.__doc__):
         joined = text.replace("\\\n", " ").replace("\\\\\n", " ")
-        for command in re.findall(rf"python -m {name}(.*)", joined):
+        for command in re.findall(rf"python -m {name}(?!\w)(.*)", joined):
             assert set(re.findall(r"--(\w+)=", command)) <= defined
