@@ -19,7 +19,7 @@ from jfi.engine import Engine, check_measure, take
 from jfi.errors import InputError
 from jfi.estimates import Estimate
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
-from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check
+from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check, strata_cells
 from jfi.sites import Network
 from jfi.verify import Verification, verify
 
@@ -260,7 +260,7 @@ class Tally:
             self.decided[name] += pairs
 
     def estimate(self, levels=estimates.LEVELS) -> list[Estimate]:
-        stratum, assumed = _strata_cells(self.plan)
+        stratum, assumed = strata_cells(self.plan.population.shape, self.plan.strata)
         return estimates.estimate(
             [site.name for site in self.plan.space.sites],
             self.plan.population,
@@ -272,20 +272,6 @@ class Tally:
             assumed_p=assumed,
             levels=levels,
         )
-
-
-def _strata_cells(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """[S, W] each: the stratum of a cell, and the p that is assumed of it where none is seen.
-
-    p = 0.5 is no assumption but the safest plan; a smaller one is what the sampler rests on.
-    """
-    stratum = np.zeros(plan.population.shape, np.int32)
-    assumed = np.ones(plan.population.shape)
-    for number, part in enumerate(plan.strata):
-        where = tuple(slice(None) if at is None else at for at in (part.site, part.bit))
-        stratum[where] = number
-        assumed[where] = part.p if part.p < 0.5 else 1.0
-    return stratum, assumed
 
 
 def verified(plan: Plan, engine: Engine, ids, injections: int, pairs: int, measure: str):

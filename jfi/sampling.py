@@ -78,6 +78,21 @@ class Stratum(NamedTuple):
     p: float  # failure probability its size was planned with
 
 
+def strata_cells(
+    shape: tuple[int, int], strata: Sequence[Stratum]
+) -> tuple[np.ndarray, np.ndarray]:
+    """[S, W] each: the stratum of a (site, bit), and the p assumed of it where none is seen.
+
+    p = 0.5 is no assumption but the safest plan; a smaller one is what the sampler rests on.
+    """
+    number, assumed = np.zeros(shape, np.int32), np.ones(shape)
+    for n, stratum in enumerate(strata):
+        where = tuple(slice(None) if at is None else at for at in (stratum.site, stratum.bit))
+        number[where] = n
+        assumed[where] = stratum.p if stratum.p < 0.5 else 1.0
+    return number, assumed
+
+
 class Sampler(Protocol):
     """Splits a fault space into strata, and sizes the sample of each."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from jfi import estimates, methods, shuffle
 from jfi.faults import FaultSpace
 from jfi.methods import Interval, Method, Oracle, Result, Unit
-from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check, sample_size
+from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check, sample_size, strata_cells
 
 INTERVALS = ("normal", "wilson", "clopper_pearson")
 PILOT = 100  # faults of each stratum that the iterative method starts with
@@ -59,7 +59,7 @@ def intervals(
     Args:
         counts: as of `tally`.
     """
-    number, assumed = _stratum_of(space, strata)
+    number, assumed = strata_cells(space.cells.shape, strata)
     found = estimates.estimate(
         [site.name for site in space.sites],
         space.cells,
@@ -84,17 +84,6 @@ def _ends(e: estimates.Estimate, kind: str) -> tuple[float, float]:
         "wilson": (e.low, e.high),
         "clopper_pearson": (e.cp_low, e.cp_high),
     }[kind]
-
-
-def _stratum_of(space: FaultSpace, strata: Sequence[Stratum]) -> tuple[np.ndarray, np.ndarray]:
-    """[S, W] each: the stratum of a cell, and the p that its size rests on (1 where on none)."""
-    number = np.zeros(space.cells.shape, np.int64)
-    assumed = np.ones(space.cells.shape)
-    for n, stratum in enumerate(strata):
-        where = tuple(slice(None) if at is None else at for at in (stratum.site, stratum.bit))
-        number[where] = n
-        assumed[where] = stratum.p if stratum.p < 0.5 else 1.0
-    return number, assumed
 
 
 def iterative(interval: str = "wilson") -> Method:
