@@ -306,14 +306,20 @@ def compare_allocators(rounds: int) -> dict:
     }
 
 
-def _rows_with(allocator: str) -> list[dict]:
+def _rows_with(allocator: str, *arguments: str) -> list[dict]:
     """The rows of one round of this benchmark in a process of its own."""
-    arguments = (f"--allocator={allocator}", "--rounds=1", "--json", "--out=")
+    arguments = (f"--allocator={allocator}", "--rounds=1", "--json", "--out=", *arguments)
     command = machine.again("experiments.bench", *arguments)
     found = subprocess.run(
         command, stdout=subprocess.PIPE, env=machine.untuned(), check=True, text=True
     )
     return json.loads(found.stdout.splitlines()[-1])["rows"]
+
+
+def growth_row(faults: int, images: int) -> dict:
+    """A row of `--growth`, with the allocator as a campaign has it."""
+    _tell(f"{faults:,} faults, {images:,} images")
+    return _rows_with("as_installed", f"--faults={faults}", f"--images={images}")[0]
 
 
 # --- The script
@@ -344,6 +350,12 @@ def define_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_bool("profile", False, "Print where the time of a campaign goes.")
     flags.DEFINE_bool("growth", False, "Print how time and memory grow with faults and images.")
+    flags.DEFINE_integer(
+        "faults",
+        None,
+        "Of --growth: the row of so many faults, on --images images, and no other.",
+        1,
+    )
     flags.DEFINE_enum("measure", "critical", list(MEASURES), "Of --profile and --growth.")
     flags.DEFINE_bool("json", False, "Print one JSON object, in the last line, and no table.")
     flags.DEFINE_string("out", "runs/bench", "Folder for the figures as JSON; empty for none.")
@@ -380,17 +392,17 @@ def _measure() -> tuple[str, dict]:
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
     network = target.load_network(net, target.weights_path(net, dataset.name))
-    images, labels = target.workload(net, dataset, None if args.growth else _images(dataset))
+    if args.growth and args.faults is None:
+        rows = costs.growth(growth_row, len(dataset.x_test))
+        return "growth", {"measure": args.measure, "rows": rows}
+    images, labels = target.workload(net, dataset, _images(dataset))
     sites = jfi.select(network)
     faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
-
-    def build(images, labels):
-        memory, hardware = args.memory * MEBIBYTE, cli.machine()
-        return Engine(network, images, labels, sites, memory=memory, hardware=hardware)
-
+    memory, hardware = args.memory * MEBIBYTE, cli.machine()
+    runner = Engine(network, images, labels, sites, memory=memory, hardware=hardware)
     if args.growth:
-        return "growth", costs.growth(build, images, labels, faults, args.measure)
-    runner = build(images, labels)
+        row = costs.growth_row(runner, turns.block(faults, 0, args.faults), args.measure)
+        return "growth", {"measure": args.measure, "rows": [row]}
     if args.profile:
         return "profile", costs.profile(runner, faults, args.measure)
     return "bench", benchmark(Workbench(net, runner, faults), args.rows, args.seconds, args.rounds)

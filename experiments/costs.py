@@ -201,35 +201,31 @@ def _maps(runner: Engine, pruner: Pruner) -> Callable[[], object]:
 # --- Growth
 
 
-def growth(build, images: np.ndarray, labels: np.ndarray, faults: Faults, measure: str) -> dict:
-    """Time and peak host memory over faults, then over images, as rows; compiling is left out.
+def growth(row: Callable[[int, int], dict], images: int) -> list[dict]:
+    """Rows of `growth_row` over faults, then over images.
 
     Args:
-      build: (images, labels) -> Engine.
+      row: (faults, images) -> the row, measured in a process of its own: what a process held once
+        would count for all later ones.
+      images: how many there are.
     """
-    sizes = sorted({min(size, len(images)) for size in IMAGES})
-
-    def compiled(size: int) -> Engine:
-        runner = build(images[:size], labels[:size])
-        runner.run(at_every_site(runner, WARM), measure)
-        return runner
-
-    smallest = compiled(sizes[0])
-    over_faults = _until_slow(((smallest, n) for n in FAULTS), faults, measure)
-    over_images = _until_slow(((compiled(b), FAULTS[0]) for b in sizes[1:]), faults, measure)
-    return {"measure": measure, "rows": over_faults + over_images}
+    fewest, *more = sorted({min(size, images) for size in IMAGES})
+    over_faults = _until_slow(row, [(n, fewest) for n in FAULTS])
+    return over_faults + _until_slow(row, [(FAULTS[0], size) for size in more])
 
 
-def _until_slow(cells: Iterable[tuple[Engine, int]], faults: Faults, measure: str) -> list[dict]:
+def _until_slow(row: Callable[[int, int], dict], cells: Iterable[tuple[int, int]]) -> list[dict]:
     rows = []
-    for runner, n in cells:
-        rows.append(_growth_row(runner, take(faults, np.arange(n) % faults.site.size), measure))
+    for cell in cells:
+        rows.append(row(*cell))
         if rows[-1]["seconds"] > PATIENCE:
             break
     return rows
 
 
-def _growth_row(runner: Engine, faults: Faults, measure: str) -> dict:
+def growth_row(runner: Engine, faults: Faults, measure: str) -> dict:
+    """Time of running `faults`, compiling left out, and peak host memory of this process."""
+    runner.run(at_every_site(runner, WARM), measure)
     n, images = faults.site.size, len(runner.images)
     spent = median_seconds(lambda: runner.run(faults, measure))
     return {
