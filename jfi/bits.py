@@ -15,8 +15,10 @@ from jax import lax
 
 from jfi.errors import InputError
 
-POLARITIES = ("stuck_at_0", "stuck_at_1", "flip")
-STUCK_AT_0, STUCK_AT_1, FLIP = range(3)
+# The last two are of the whole word, whichever bit they name: stuck at the number 0, at 1.
+POLARITIES = ("stuck_at_0", "stuck_at_1", "flip", "dead", "saturated")
+STUCK_AT_0, STUCK_AT_1, FLIP, DEAD, SATURATED = range(5)
+WHOLE_WORD = (DEAD, SATURATED)
 
 _WORDS = {8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
 
@@ -70,38 +72,57 @@ def from_bits(words, dtype):
     return np.asarray(words).view(dtype)
 
 
-def set_bit(words, bit, polarity):
-    """`words` with one bit of each stuck at 0, stuck at 1 or flipped.
+def masks(dtype, bit, polarity):
+    """What a fault does to a word: `(keep, change)` with faulty = (word & keep) ^ change.
 
     Args:
-        words: unsigned integers [...].
-        bit: integers that broadcast against `words`, in [0, width).
-        polarity: codes that broadcast against `words`: STUCK_AT_0, STUCK_AT_1 or FLIP.
+        dtype: of the numbers.
+        bit, polarity: integers that broadcast against each other, in [0, width) and codes of
+            `POLARITIES`.
+
+    Returns:
+        Words of the unsigned integer as wide as `dtype`: JAX arrays if an argument is, else NumPy.
+
+    Raises:
+        InputError: a bit or polarity out of range (one that is traced cannot be checked).
+    """
+    word = word_dtype(dtype)
+    _check_range("bit", bit, 8 * word.itemsize)
+    _check_range("polarity", polarity, len(POLARITIES))
+    xp, unit = np, np.ones((), word)
+    if any(isinstance(a, jax.Array) for a in (bit, polarity)):
+        xp, unit = jnp, _on_device(unit)
+    # The mask is made in the word's own dtype: promotion must never widen or sign it.
+    one = xp.left_shift(unit, xp.asarray(bit).astype(word))
+    none, polarity = xp.zeros_like(one), xp.asarray(polarity)
+    in_word = [polarity == code for code in WHOLE_WORD]
+    keep = xp.where(polarity == FLIP, ~none, xp.where(in_word[0] | in_word[1], none, ~one))
+    number_one = to_bits(np.ones((), dtype))[()]
+    change = xp.where((polarity == STUCK_AT_1) | (polarity == FLIP), one, none)
+    return keep, xp.where(in_word[1], xp.asarray(number_one), change)
+
+
+def mask(words, keep, change):
+    """Words with masks of `masks` applied; the three broadcast, all of one unsigned dtype."""
+    return (words & keep) ^ change
+
+
+def set_bit(words, bit, polarity):
+    """`words`, taken as unsigned integers, each with a fault; arguments as of `masks`.
 
     Returns:
         Words of the dtype of `words`: a JAX array if any of the three is, else a NumPy array.
 
     Raises:
-        InputError: a bit or polarity out of range (one that is traced cannot be checked).
+        InputError: as `masks` does.
     """
-    _check_range("bit", bit, 8 * words.dtype.itemsize)
-    _check_range("polarity", polarity, len(POLARITIES))
-    if any(isinstance(a, jax.Array) for a in (words, bit, polarity)):
-        xp, words = jnp, _on_device(words)
-    else:
-        xp = np
-    # The mask is made in the word's own dtype: promotion must never widen or sign it.
-    mask = xp.left_shift(xp.ones((), words.dtype), xp.asarray(bit).astype(words.dtype))
-    polarity = xp.asarray(polarity)
-    stuck_at_0, stuck_at_1, flipped = words & ~mask, words | mask, words ^ mask
-    stuck = xp.where(polarity == STUCK_AT_0, stuck_at_0, stuck_at_1)
-    return xp.where(polarity == FLIP, flipped, stuck)
+    return mask(words, *masks(words.dtype, bit, polarity))
 
 
 def faulty(x, bit, polarity):
-    """`x` with one bit of every number made faulty; arguments broadcast as in `set_bit`."""
+    """`x` with a fault in every number; arguments broadcast, as of `masks`."""
     x = x if isinstance(x, jax.Array) else np.asarray(x)
-    return from_bits(set_bit(to_bits(x), bit, polarity), x.dtype)
+    return from_bits(mask(to_bits(x), *masks(x.dtype, bit, polarity)), x.dtype)
 
 
 def inject(leaf, index, bit, polarity) -> jax.Array:
@@ -110,7 +131,7 @@ def inject(leaf, index, bit, polarity) -> jax.Array:
     Args:
         leaf: numbers of any shape.
         index: scalar position of the word in C order, in [0, leaf.size); may be traced.
-        bit, polarity: scalars, as in `set_bit`; may be traced.
+        bit, polarity: scalars, as in `masks`; may be traced.
 
     Returns:
         A JAX array of the shape and dtype of `leaf`. Map over faults with `jax.vmap`.
@@ -121,7 +142,7 @@ def inject(leaf, index, bit, polarity) -> jax.Array:
     leaf = _on_device(leaf)
     _check_range("index", index, leaf.size)
     words = to_bits(leaf).ravel()
-    words = words.at[index].set(set_bit(words[index], bit, polarity))
+    words = words.at[index].set(mask(words[index], *masks(leaf.dtype, bit, polarity)))
     return from_bits(words, leaf.dtype).reshape(leaf.shape)
 
 

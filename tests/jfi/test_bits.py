@@ -129,6 +129,14 @@ def test_float64_in_jax_needs_x64():
 
 
 @pytest.mark.parametrize("dtype", ON_JAX, ids=str)
+def test_dead_and_saturated_are_the_numbers_0_and_1_whatever_the_bit(dtype):
+    x = bits.from_bits(every_kind_of_word(dtype), dtype)
+    for bit in (0, bits.width(dtype) - 1):
+        assert (bits.faulty(x, bit, bits.DEAD) == np.zeros((), dtype)).all()
+        assert (bits.faulty(x, bit, bits.SATURATED) == np.ones((), dtype)).all()
+
+
+@pytest.mark.parametrize("dtype", ON_JAX, ids=str)
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3, 4)], ids=str)
 def test_inject_changes_one_word_of_a_copy(dtype, shape):
     size = int(np.prod(shape))
@@ -147,7 +155,7 @@ def test_inject_changes_one_word_of_a_copy(dtype, shape):
 
 
 @settings(max_examples=20, deadline=None)
-@given(index=st.integers(0, 5), bit=st.integers(0, 31), polarity=st.integers(0, 2))
+@given(index=st.integers(0, 5), bit=st.integers(0, 31), polarity=st.integers(0, 4))
 def test_inject_takes_python_integers(index, bit, polarity):
     leaf = jnp.arange(6, dtype=jnp.float32).reshape(2, 3)
     expected = np.asarray(leaf).ravel().copy()
@@ -174,8 +182,8 @@ def test_what_is_out_of_range_is_refused_where_it_is_known():
         bits.faulty(np.float32(1), [3, 32], bits.FLIP)
     with pytest.raises(InputError, match="bit -1 is out of range"):
         bits.faulty(leaf, -1, bits.FLIP)
-    with pytest.raises(InputError, match="polarity 3 is out of range: give 0 to 2"):
-        bits.faulty(leaf, 0, 3)
+    with pytest.raises(InputError, match="polarity 5 is out of range: give 0 to 4"):
+        bits.faulty(leaf, 0, 5)
     with pytest.raises(InputError, match="index 6 is out of range: give 0 to 5"):
         bits.inject(leaf, 6, 0, bits.FLIP)
     with pytest.raises(InputError, match="words of float32 are uint32, not uint16"):
