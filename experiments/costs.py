@@ -82,7 +82,7 @@ def profile(runner: Engine, faults: Faults, measure: str) -> dict:
         pieces = _full_pieces(runner)
     else:
         network = runner.network
-        leaves = [network.positions[site.name] for site in runner.sites]
+        leaves = {n: network.positions[site.name] for n, site in enumerate(runner.sites)}
         pruner = Pruner(
             network.program, network.leaves, leaves, runner.images, runner.hardware, kept=0
         )
@@ -156,7 +156,7 @@ def _pruned_pieces(runner: Engine, pruner: Pruner) -> Iterator[dict]:
     """By site: the first cut after it, pairs of a chunk and operations a pair up to there, and the
     time of certified radii for 1,000 images."""
     images = runner.images[:GROUP]
-    for start in pruner.starts:
+    for start in pruner.starts.values():
         start.radii.codes(images)  # compiles
         spent = median_seconds(partial(start.radii.codes, images)) / GROUP
         yield {

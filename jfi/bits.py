@@ -45,6 +45,14 @@ def width(dtype) -> int:
     return bits
 
 
+def has_words(dtype) -> bool:
+    """Whether `dtype` is a number format whose words can be broken."""
+    try:
+        return width(dtype) > 0
+    except (InputError, TypeError):
+        return False
+
+
 def word_dtype(dtype) -> np.dtype:
     """The unsigned integer as wide as `dtype`. Raises InputError as `width` does."""
     return _WORDS[width(dtype)]

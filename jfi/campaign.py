@@ -128,7 +128,7 @@ def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str,
         "config": dict(config),
         "hashes": {
             "parameters": records.hash_arrays(
-                (site.name, network.values(site)) for site in network.sites
+                (name, np.asarray(network.leaves[at])) for name, at in network.positions.items()
             ),
             "images": records.hash_arrays([("images", engine.images)]),
             "labels": records.hash_arrays([("labels", engine.labels)]),

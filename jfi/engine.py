@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jfi import bits, outcomes
+from jfi import bits, outcomes, taps
 from jfi import screen as screening
 from jfi.chunks import blocks, filled_up
 from jfi.errors import InputError
@@ -25,6 +25,7 @@ from jfi.prune import Line, Pruner
 from jfi.radii import code, distance
 from jfi.sites import Network
 from jfi.split import image_bytes, split
+from jfi.taps import Tap
 from jfi.whole import Block, Pairs, SiteProgram
 
 # What is asked of every fault: its outcome class on every image; whether it is critical for each
@@ -101,7 +102,12 @@ class Engine:
             inferred[0, todo] = len(self.images)
             told = outcomes.tally(codes, keep_bits)
         else:
+            # No bound is known of what a run-time fault may do: it is run to the logits.
+            at_run_time = self._at_run_time[faults.site[todo]]
+            whole, todo = todo[at_run_time], todo[~at_run_time]
+            self._run_full(faults, whole, codes)
             inferred[:] = self._run_pruned(faults, todo, codes, detect=measure == "detect")
+            inferred[0, whole] = len(self.images)
             told = outcomes.tally_critical(codes, keep_bits)
         told = told._replace(inferred=inferred[0], certified=inferred[1])
         return self._detected(told, codes) if measure == "detect" else told
@@ -130,7 +136,7 @@ class Engine:
         """Make now what a long campaign of the measure `critical` comes to make: all radii."""
         for part in blocks(len(self.images), self._pruned_block()):
             images = np.arange(len(self.images))[part]
-            for start in self._pruner.starts:
+            for start in self._pruner.starts.values():
                 start.radii.keep(images.tobytes(), self.images[images])
 
     def critical_pairs(self, faults: Faults, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,8 +150,11 @@ class Engine:
         only = np.zeros(codes.shape, bool)
         pair = np.arange(image.size), image
         only[pair] = True
-        inferred, _ = self._run_pruned(faults, pair[0], codes, only=only)
-        return codes[pair], inferred == 0
+        at_run_time = self._at_run_time[faults.site]
+        whole = np.flatnonzero(at_run_time)
+        codes[whole, image[whole]] = self.pairs(take(faults, whole), image[whole]).codes
+        inferred, _ = self._run_pruned(faults, np.flatnonzero(~at_run_time), codes, only=only)
+        return codes[pair], (inferred == 0) & ~at_run_time
 
     def _run_pruned(
         self,
@@ -165,6 +174,8 @@ class Engine:
           Images run to the logits, and certified, int [F] each.
         """
         inferred, judged = np.zeros((2, faults.site.size), np.int64)
+        if not todo.size:
+            return inferred, judged
         order, most = np.arange(len(self.images)), self._pruned_block()
         if only is not None:
             order = np.flatnonzero(only.any(axis=0))
@@ -265,8 +276,7 @@ class Engine:
         logits = np.empty((image.size, golden.shape[1]), golden.dtype)
         found = Pairs(np.empty(image.size, np.uint8), logits)
         for number, rows in by_site(faults, np.arange(image.size)):
-            faulty, _ = self._change(number, take(faults, rows))
-            at = _positions(faults.index[rows], self.sites[number].shape)
+            at, faulty = self._operands(number, take(faults, rows))
             for part in self.image_blocks(number):
                 inside = np.flatnonzero((image[rows] >= part.start) & (image[rows] < part.stop))
                 if inside.size:
@@ -277,6 +287,13 @@ class Engine:
                     found.codes[rows[inside]], found.logits[rows[inside]] = done
         return found
 
+    def _operands(self, site: int, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+        """Where F faults of one site strike, int32 [F, rank], and what they put there [F, ...]."""
+        source, own = self._source(site), self.sites[site]
+        if isinstance(source, Tap):
+            return taps.operands(source, own, faults)
+        return _positions(faults.index, own.shape), self._change(site, faults)[0]
+
     def _change(self, site: int, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
         """Faulty values [F] of faults in one site, and how far they are from golden, float64."""
         golden = self.network.values(self.sites[site]).ravel()[faults.index]
@@ -284,18 +301,18 @@ class Engine:
         return faulty, distance(faulty, golden)
 
     def identity(self, faults: Faults) -> np.ndarray:
-        """bool [F]: the fault leaves its word as it is."""
+        """bool [F]: the fault leaves its word as it is; not known of run-time values."""
         same = np.zeros(faults.site.size, bool)
-        for number, rows in by_site(faults, np.arange(faults.site.size)):
-            words = bits.to_bits(self.network.values(self.sites[number])).ravel()
-            words = words[faults.index[rows]]
-            same[rows] = words == bits.set_bit(words, faults.bit[rows], faults.polarity[rows])
+        for number, rows in by_site(faults, np.flatnonzero(~self._at_run_time[faults.site])):
+            golden = self.network.values(self.sites[number]).ravel()[faults.index[rows]]
+            faulty = bits.faulty(golden, faults.bit[rows], faults.polarity[rows])
+            same[rows] = bits.to_bits(golden) == bits.to_bits(faulty)
         return same
 
     def program(self, site: int) -> SiteProgram:
         """The compiled programs of a site, by its position in `sites`."""
         if site not in self._programs:
-            parts = split(self.network.program, self._leaf(site))
+            parts = split(self.network.program, self._source(site))
             reduced = screening.REDUCED.get(self.screen)
             self._programs[site] = SiteProgram(parts, self.hardware, reduced)
         return self._programs[site]
@@ -306,8 +323,13 @@ class Engine:
             len(self.images), self._memory // max(1, image_bytes(self.program(site).parts))
         )
 
-    def _leaf(self, site: int) -> int:
-        return self.network.positions[self.sites[site].name]
+    def _source(self, site: int) -> int | Tap:
+        return self.network.source(self.sites[site])
+
+    @cached_property
+    def _at_run_time(self) -> np.ndarray:
+        """bool [S]: the site is a run-time value."""
+        return np.array([isinstance(self.network.source(site), Tap) for site in self.sites])
 
     def _load(self, site: int, part: slice) -> Block:
         # Golden values are large: only the last block used is kept.
@@ -336,13 +358,14 @@ class Engine:
 
     @cached_property
     def _pruner(self) -> Pruner:
-        network, leaves = self.network, [self._leaf(site) for site in range(len(self.sites))]
+        network = self.network
+        leaves = {int(site): self._source(site) for site in np.flatnonzero(~self._at_run_time)}
         half = self._memory // 2  # the other half is golden values
         return Pruner(network.program, network.leaves, leaves, self.images, self.hardware, half)
 
     def _pruned_block(self) -> int:
         """Most images of a block: their golden values fit."""
-        return max(1, self._memory // 2 // self._pruner.image_bytes())
+        return max(1, self._memory // 2 // max(1, self._pruner.image_bytes()))
 
 
 def check_measure(measure: str, screen: str | None = None) -> None:

@@ -6,6 +6,9 @@ it, turns it into one output channel (the rank-one update); element-wise operati
 layout changes keep it there; the next convolution or dense layer is updated from its golden
 output with that one input channel. Where no rule holds, the value is evaluated whole.
 
+A loop over time is run again for the faulted neuron alone where its neurons do not mix
+(`jfi.scans`). A fault in a run-time value (`jfi.taps`) breaks it as it is computed.
+
 Rules see single images and single faults; the engine maps them over many with `vmap`.
 """
 
@@ -18,8 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jfi import scans
 from jfi.convolution import Conv, numbers, taps
 from jfi.program import bind
+from jfi.taps import Injection, steps
 
 Index = Any  # an int32 scalar, usually traced
 
@@ -85,14 +90,18 @@ def whole(golden: Golden, atom, value: Patch | Any) -> Any:
     if not isinstance(value, Patch):
         return value
     # A select vectorises; a dynamic update under vmap becomes a scatter, slow on CPU.
-    dims = shape(atom)
+    changed = _inside(shape(atom), value.at, value.value != value.golden)
+    return jnp.where(changed, value.value, golden.whole(atom))
+
+
+def _inside(dims, at, changed=True):
+    """bool: where a value of these sizes is in the block `at`, and `changed`."""
     here = [
         lax.broadcasted_iota(jnp.int32, dims, axis) == index
-        for axis, index in enumerate(value.at)
+        for axis, index in enumerate(at)
         if index is not None
     ]
-    changed = reduce(jnp.logical_and, here, value.value != value.golden)
-    return jnp.where(changed, value.value, golden.whole(atom))
+    return reduce(jnp.logical_and, here, changed)
 
 
 def _blockwise(golden: Golden, eqn, values, at) -> Patch:
@@ -376,14 +385,7 @@ def _conv_channel(golden, eqn, conv: Conv, patch: Patch):
 Rule = Callable[[Golden, Any, Sequence[Any]], Patch | None]
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
-        "convert_element_type copy cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
-        "integer_pow is_finite le log log1p logistic lt max min mul name ne neg nextafter not or "
-        "pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient "
-        "sub tan tanh xor".split(),
-        _elementwise,
-    ),
+    **dict.fromkeys(scans.ELEMENTWISE, _elementwise),
     **dict.fromkeys(
         "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split(), _reduce
     ),
@@ -404,16 +406,30 @@ RULES: dict[str, Rule] = {
 
 
 def step(
-    golden: Golden, eqn, values: Sequence[Patch | Any | None], evaluate=bind
-) -> list[Patch | Any]:
-    """The faulty outputs of one equation, as small as a rule allows.
+    golden: Golden,
+    eqn,
+    values: Sequence[Patch | Any | None],
+    evaluate=bind,
+    fault: Injection | None = None,
+    now: Index = 0,
+) -> list[Patch | Any | None]:
+    """The faulty outputs of one equation, as small as a rule allows; None for one that is golden.
 
     Args:
       values: per operand, None where it is golden, else its Patch or full faulty value.
       evaluate: `(eqn, values) -> outputs`, where no rule applies.
+      fault: in a run-time value, at step `now` of it.
     """
     rule = RULES.get(eqn.primitive.name)
     local = any(isinstance(value, Patch) for value in values)
+    faulted = fault is not None and steps(eqn, fault.name) > 0
+    scan = scans.read(eqn)
+    if scan and (local or faulted):
+        found = _alone(golden, eqn, scan, values, fault if faulted else None, now)
+        if found is not None:
+            return found
+    if faulted and not scan:
+        return [simplify(eqn.outvars[0], _broken(golden, eqn, values[0], fault, now))]
     out = rule(golden, eqn, values) if rule and local else None
     if out is not None:
         return [simplify(eqn.outvars[0], out)]
@@ -421,4 +437,72 @@ def step(
         golden.whole(atom) if value is None else whole(golden, atom, value)
         for atom, value in zip(eqn.invars, values, strict=True)
     ]
+    if scan and faulted:
+        return scans.run(scan, full, {}, _change_whole(fault, now))
     return evaluate(eqn, full)
+
+
+# --- Faults in run-time values, and loops over time
+
+
+def _broken(golden: Golden, eqn, value, fault: Injection, now) -> Patch | Any:
+    """A named value with the fault in it."""
+    (atom,) = eqn.invars
+    if value is None:
+        block = golden.block(atom, fault.at)
+        return pair(fault.at, fault.broken(block, now), block)
+    change = _change_whole(fault, now)
+    return change(fault.name, whole(golden, atom, value), 0)
+
+
+def _change_whole(fault: Injection, now) -> scans.Change:
+    """Breaks one word of the whole value."""
+
+    def change(name, value, later):
+        if name != fault.name:
+            return value
+        here = _inside(value.shape, fault.at)
+        return jnp.where(here, fault.broken(value, now + later), value)
+
+    return change
+
+
+def _change_alone(fault: Injection | None, now, faulty) -> scans.Change:
+    """Breaks the one word of the block, in the lane that is `faulty`."""
+
+    def change(name, value, later):
+        if fault is None or name != fault.name:
+            return value
+        return jnp.where(faulty, fault.broken(value, now + later), value)
+
+    return change
+
+
+def _alone(golden: Golden, eqn, scan: scans.Scan, values, fault, now) -> list[Any] | None:
+    """A loop run again for the neuron that is faulted, and its golden twin; None if neurons mix."""
+    if any(value is not None and not isinstance(value, Patch) for value in values):
+        return None
+    given = [None if value is None else value.at for value in values]
+    blocks = scans.lanes(scan, given, {} if fault is None else {fault.name: fault.at})
+    if blocks is None:
+        return None
+    timed = scan.timed([blocks.get(var) for var in scan.body.jaxpr.invars])
+    operands = [
+        value.blocks
+        if value is not None
+        else golden.whole(atom)
+        if at is None
+        else golden.block(atom, at)
+        for atom, value, at in zip(eqn.invars, values, timed, strict=True)
+    ]
+
+    def run(operands, faulty):
+        return scans.run(scan, operands, blocks, _change_alone(fault, now, faulty))
+
+    axes = [None if value is None else 0 for value in values]
+    outs = jax.vmap(run, (axes, 0))(operands, jnp.array([True, False]))
+    at_ends = scan.timed([blocks.get(var) for var in scan.body.jaxpr.outvars], outputs=True)
+    return [
+        None if at is None else simplify(atom, Patch(at, out))
+        for atom, at, out in zip(eqn.outvars, at_ends, outs, strict=True)
+    ]

@@ -74,6 +74,11 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def flatten(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """The same program with every call inlined."""
+    return jax.make_jaxpr(lambda *args: _evaluate(closed, args))(*closed.in_avals)
+
+
 def _live(eqns, output, given) -> tuple[Any, ...]:
     """The equations that `output` needs where `given` is known, in order."""
     needed, kept = {output}, []
@@ -107,7 +112,7 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
         raise InputError(
             f"apply returned {found} for one image of shape {x.shape}; it must return logits [1, C]"
         )
-    flat = jax.make_jaxpr(lambda *args: _evaluate(closed, args))(*leaves, x)
+    flat = flatten(closed)
     jaxpr = flat.jaxpr
     return Program(
         eqns=_live(jaxpr.eqns, jaxpr.outvars[0], None),
@@ -134,12 +139,16 @@ def dependents(program: Program, source) -> frozenset:
     return frozenset(found)
 
 
-def run(program: Program, leaves: Sequence[Any], x: Any) -> dict[Any, Any]:
-    """Every value of the golden run on one image `x` [1, ...], by variable."""
+def run(program: Program, leaves: Sequence[Any], x: Any, evaluate=bind) -> dict[Any, Any]:
+    """Every value of a run on one image `x` [1, ...], by variable.
+
+    Args:
+      evaluate: `(eqn, values) -> outputs`; by default the golden run.
+    """
     env = {**program.consts, program.x: x, **dict(zip(program.leaves, leaves, strict=True))}
     for eqn in program.eqns:
         values = [a.val if isinstance(a, core.Literal) else env[a] for a in eqn.invars]
-        env.update(zip(eqn.outvars, bind(eqn, values), strict=True))
+        env.update(zip(eqn.outvars, evaluate(eqn, values), strict=True))
     return env
 
 
@@ -154,6 +163,8 @@ def flops(eqns: Sequence[Any]) -> int:
 
 
 def _flops(eqn) -> int:
+    if eqn.primitive.name == "scan":
+        return eqn.params["length"] * flops(eqn.params["jaxpr"].jaxpr.eqns)
     out = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape

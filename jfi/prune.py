@@ -8,7 +8,7 @@ weight changes by less than the certified radius of that weight and image is not
 What is left unsaid is what the certificates do not tell: masked against non-critical.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class Block(NamedTuple):
     """
 
     cuts: list[Cut]
-    golden: list[tuple[Any, Any]]
+    golden: dict[int, tuple[Any, Any]]
     logits: Any
     labels: Any
 
@@ -61,7 +61,7 @@ class Pruner:
 
     Args:
       program, leaves: the network.
-      sites: numbers of the parameter leaves that are faulted.
+      sites: by site, the number of the parameter leaf that is faulted.
       images: [B, ...] as the network takes them; the first few are tried.
       hardware: what to run on.
       kept: bytes of certified radii to keep on the host.
@@ -71,7 +71,7 @@ class Pruner:
         self,
         program: Program,
         leaves: Sequence[Any],
-        sites: Sequence[int],
+        sites: Mapping[int, int],
         images: np.ndarray,
         hardware: Hardware,
         kept: int,
@@ -79,7 +79,7 @@ class Pruner:
         self.program, self.hardware = program, hardware
         self.leaves = hardware.share(leaves)
         self.cuts, self._maps = _useful(program, self.leaves, images[:TRIAL], hardware)
-        ends = [*self.cuts[1:], None]
+        ends = [*self.cuts, None][1:]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
         self.chunks = [chunk_size(_live(s), hardware.chunk_bytes) for s in stretches]
         self.advance = [
@@ -88,14 +88,14 @@ class Pruner:
         ]
         self.finish = hardware.jit(partial(_finish, stretches[-1]), *_FINISH) if stretches else None
         shelf = Shelf(kept)
-        self.starts = [SiteStart(self, leaf, shelf) for leaf in sites]
-        parts = [start.parts for start in self.starts]
+        self.starts = {site: SiteStart(self, leaf, shelf) for site, leaf in sites.items()}
+        parts = {site: start.parts for site, start in self.starts.items()}
         self._golden = hardware.jit_golden(partial(_golden, program, self.cuts, parts))
 
     def image_bytes(self) -> int:
         """Bytes that `load` keeps for one image."""
         at_cuts = (1 + len(certify.SCALES)) * sum(nbytes(cut.aval) for cut in self.cuts)
-        return at_cuts + sum(image_bytes(start.parts) for start in self.starts)
+        return at_cuts + sum(image_bytes(start.parts) for start in self.starts.values())
 
     def load(self, images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Block:
         """Golden values and maps of b images."""
@@ -255,18 +255,21 @@ def _live(program: Program) -> int:
     return max(nbytes(var.aval) for eqn in program.eqns for var in eqn.outvars)
 
 
-def _golden(program: Program, cuts: Sequence[Any], sites: Sequence[Split], leaves, images):
+def _golden(program: Program, cuts: Sequence[Any], sites: Mapping[int, Split], leaves, images):
     """Golden values [b, ...] at the cuts, and by site its constants and residuals."""
 
     def one(image):
         env = run(program, leaves, image[None])
-        return [env[cut] for cut in cuts], [read(parts.residuals, env) for parts in sites]
+        return [env[cut] for cut in cuts], {
+            site: read(parts.residuals, env) for site, parts in sites.items()
+        }
 
     values, residuals = jax.vmap(one)(images)
     # Constants do not depend on the image: any will do, and the compiler drops its part.
     env = run(program, leaves, jnp.zeros((1, *images.shape[1:]), images.dtype))
-    constants = [read(parts.constants, env) for parts in sites]
-    return values, list(zip(constants, residuals, strict=True))
+    return values, {
+        site: (read(parts.constants, env), residuals[site]) for site, parts in sites.items()
+    }
 
 
 def _maps(program: Program, cut, leaves, images):

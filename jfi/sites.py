@@ -1,4 +1,4 @@
-"""A network brought by a user, and the parameter leaves that faults can be put in."""
+"""A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
 from collections.abc import Callable
@@ -8,10 +8,12 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jfi import bits
+from jfi import taps
+from jfi.bits import has_words
 from jfi.errors import InputError
 from jfi.faults import Site
 from jfi.program import Program, dependents, trace
+from jfi.taps import Tap
 
 _PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
 
@@ -22,7 +24,8 @@ class Network(NamedTuple):
     apply: `(params, x [B, ...]) -> logits [B, C]`, as given, in full precision.
     params: its parameters, as given; leaves: the same as a flat tuple.
     program: its equations for one image.
-    sites: every leaf that has bits and that the logits depend on, in order of first use.
+    sites: every leaf that has bits and that the logits depend on, in order of first use; then every
+    run-time value the network names (`jfi.taps`), as a site of permanent faults.
     kernels: names of the sites that enter a convolution or a matrix product as its weight.
     """
 
@@ -33,9 +36,26 @@ class Network(NamedTuple):
     sites: tuple[Site, ...]
     kernels: frozenset[str]
     positions: dict[str, int]  # site name -> number of its leaf
+    taps: dict[str, Tap]  # name -> run-time value
+
+    def source(self, site: Site) -> int | Tap:
+        """Where a site is: the number of its parameter leaf, or the run-time value."""
+        if site.name in self.positions:
+            return self.positions[site.name]
+        return self.taps[taps.parse(site.name)[0]]
 
     def values(self, site: Site) -> np.ndarray:
-        """The golden values of a site, as NumPy."""
+        """The golden values of a parameter, as NumPy.
+
+        Raises:
+          InputError: the site is a run-time value.
+        """
+        if site.name not in self.positions:
+            raise InputError(
+                f"site {site.name} is a run-time value: it has no golden value to choose faults "
+                "by. Leave it out, or take a sampler that needs none: network_wise, layer_wise, "
+                "data_unaware, exhaustive"
+            )
         return np.asarray(self.leaves[self.positions[site.name]])
 
 
@@ -55,17 +75,20 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     program = trace(apply, params, jax.ShapeDtypeStruct(image.shape, image.dtype))
     paths, leaves = zip(*jax.tree.leaves_with_path(params), strict=True)
     names = [_name(path) for path in paths]
-    positions = {names[number]: number for number in _used(program) if _has_bits(leaves[number])}
+    positions = {
+        names[number]: number for number in _used(program) if has_words(leaves[number].dtype)
+    }
     sites = tuple(
         Site(name, tuple(leaves[n].shape), np.dtype(leaves[n].dtype))
         for name, n in positions.items()
     )
     if not sites:
         raise InputError("params hold no array with bits that the logits depend on")
+    named = {name: tap for name, tap in taps.find(program).items() if name not in positions}
     weights = _weights(program)
     found = Network(
-        apply, params, leaves, program, sites,
-        frozenset(name for name, n in positions.items() if n in weights), positions,
+        apply, params, leaves, program, (*sites, *map(taps.site, named.values())),
+        frozenset(name for name, n in positions.items() if n in weights), positions, named,
     )  # fmt: skip
     for site in sites:
         _check_dtype(site, program.leaves[positions[site.name]].aval.dtype)
@@ -76,19 +99,27 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
 def select(network: Network, pattern: str | None = None) -> tuple[Site, ...]:
     """Sites by name: those a regular expression matches in full, or by default the kernels.
 
+    With `@step` or `@37` after it, run-time values, for transient faults (`jfi.taps`).
+
     Raises:
-      InputError: the pattern is no regular expression or matches no site.
+      InputError: the pattern is no regular expression or matches no site; a step that a value
+        does not have.
     """
     if pattern is None:
         return tuple(site for site in network.sites if site.name in network.kernels)
+    of, when = taps.parse(pattern)
+    known = network.sites if when is None else [taps.site(tap) for tap in network.taps.values()]
     try:
-        found = tuple(site for site in network.sites if re.fullmatch(pattern, site.name))
+        found = tuple(site for site in known if re.fullmatch(of, site.name))
     except re.error as error:
         raise InputError(f"sites {pattern!r} is not a regular expression: {error}") from None
     if not found:
-        names = ", ".join(site.name for site in network.sites)
-        raise InputError(f"sites {pattern!r} matches no site in full; the sites are {names}")
-    return found
+        what = "sites" if when is None else "run-time values"
+        names = ", ".join(site.name for site in known) or "none"
+        raise InputError(f"sites {pattern!r} matches no site in full; the {what} are {names}")
+    if when is None:
+        return found
+    return tuple(taps.site(network.taps[site.name], when) for site in found)
 
 
 def _full_precision(apply):
@@ -110,14 +141,6 @@ def _name(path) -> str:
     if len(parts) > 1 and parts[-1] == "value":  # Flax NNX variables
         parts = parts[:-1]
     return "/".join(parts)
-
-
-def _has_bits(leaf) -> bool:
-    try:
-        bits.width(leaf.dtype)
-    except (InputError, TypeError):
-        return False
-    return True
 
 
 def _used(program: Program) -> list[int]:

@@ -1,10 +1,10 @@
 """The program split at a fault: the golden prefix, run once an image, and the faulty suffix.
 
-For one faulted leaf, `split` walks the program once and notes which golden values the faulty
-part reads. `prefix` computes exactly those for all images, and `suffix` continues from them for
-one (fault, image) pair. Values are told apart three ways, because it decides the speed under
-`vmap`: constants (golden weights and what follows from them alone, never batched), residuals
-(one per image, gathered by image) and fault-dependent values.
+For one faulted leaf or run-time value, `split` walks the program once and notes which golden
+values the faulty part reads. `prefix` computes exactly those for all images, and `suffix` continues
+from them for one (fault, image) pair. Values are told apart three ways, because it decides the
+speed under `vmap`: constants (golden weights and what follows from them alone, never batched),
+residuals (one per image, gathered by image) and fault-dependent values.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from jfi import patch
+from jfi import bits, patch, taps
 from jfi.program import Program, bind, dependents, flops, nbytes, run
+from jfi.taps import Tap
 
 
 class Key(NamedTuple):
@@ -35,14 +36,14 @@ class Key(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The program split at one parameter leaf.
+    """The program split at one parameter leaf, by its number, or at one run-time value.
 
     constants, residuals: the golden values the suffix reads, by dependence on the image.
     flops: floating-point operations of one pair; live: bytes of its largest value.
     """
 
     program: Program
-    leaf: int
+    source: int | Tap
     constants: tuple[Key, ...]
     residuals: tuple[Key, ...]
     flops: int
@@ -109,43 +110,58 @@ def _block_shape(atom, at) -> tuple[int, ...]:
 
 
 def _continue(
-    program: Program, leaf: int, golden: patch.Golden, at: Sequence[Any], value, evaluate=bind
+    program: Program, source: int | Tap, golden: patch.Golden, at: Sequence[Any], value, evaluate
 ):
-    """Faulty output of one image, with the word of `leaf` at index `at` set to `value`."""
-    source = program.leaves[leaf]
-    same = golden.block(source, at)
-    word = patch.pair(at, value.reshape(same.shape), same)
-    env: dict[Any, Any] = {source: patch.simplify(source, word)}
+    """Faulty output of one image, with the fault that `at` and `value` give in the source."""
+    env, fault, now = {}, None, 0
+    if isinstance(source, Tap):
+        fault = taps.injection(source, at, value)
+    else:
+        leaf = program.leaves[source]
+        same = golden.block(leaf, at)
+        env[leaf] = patch.simplify(leaf, patch.pair(at, value.reshape(same.shape), same))
 
     def read(atom):
         return None if isinstance(atom, core.Literal) else env.get(atom)
 
     for eqn in program.eqns:
         values = [read(atom) for atom in eqn.invars]
-        if any(value is not None for value in values):
-            env.update(zip(eqn.outvars, patch.step(golden, eqn, values, evaluate), strict=True))
-    if program.out not in env:
+        strikes = 0 if fault is None else taps.steps(eqn, fault.name)
+        if strikes or any(value is not None for value in values):
+            outs = patch.step(golden, eqn, values, evaluate, fault, now)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        now += strikes
+    if read(program.out) is None:
         return golden.whole(program.out)
     return patch.whole(golden, program.out, env[program.out])
 
 
-def split(program: Program, leaf: int) -> Split:
-    """Split `program` at parameter leaf number `leaf` (pytree order)."""
+def split(program: Program, source: int | Tap) -> Split:
+    """Split `program` at parameter leaf number `source` (pytree order), or at a run-time value."""
     recorder = _Recorder()
-    aval = program.leaves[leaf].aval
-    at = [jax.ShapeDtypeStruct((), jnp.int32)] * len(aval.shape)
+    operands = _operands(program, source)
     jaxpr = jax.make_jaxpr(
-        lambda at, value: _continue(program, leaf, recorder, at, value),
-    )(at, jax.ShapeDtypeStruct((), aval.dtype)).jaxpr
+        lambda at, value: _continue(program, source, recorder, at, value, bind),
+    )(*operands).jaxpr
     image = dependents(program, program.x)
     return Split(
         program,
-        leaf,
+        source,
         constants=tuple(key for key in recorder.keys if key.var not in image),
         residuals=tuple(key for key in recorder.keys if key.var in image),
         flops=flops(jaxpr.eqns),
         live=max(nbytes(var.aval) for eqn in jaxpr.eqns for var in eqn.outvars),
     )
+
+
+def _operands(program: Program, source: int | Tap) -> tuple[list[Any], Any]:
+    """Shapes of what `_continue` takes of one fault."""
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    if isinstance(source, Tap):
+        words = jax.ShapeDtypeStruct((2,), bits.word_dtype(source.dtype))
+        return [index] * (1 + len(source.shape)), words
+    aval = program.leaves[source].aval
+    return [index] * len(aval.shape), jax.ShapeDtypeStruct((), aval.dtype)
 
 
 def image_bytes(split: Split) -> int:
@@ -175,13 +191,14 @@ def prefix(split: Split, leaves: Sequence[Any], images) -> tuple[list[Any], list
 
 
 def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value, evaluate=bind):
-    """Faulty output of one pair: image number `image`, word `at` of the leaf set to `value`.
+    """Faulty output of one pair: image number `image`, word `at` of the source set to `value`.
 
     Args:
       constants, residuals: from `prefix`.
       image: int32 scalar, row of the residuals.
       at: int32 scalars, one per axis of the leaf.
-      value: scalar of the leaf's dtype.
+      value: scalar of the leaf's dtype. Of a run-time value, `at` and `value` are as of
+        `jfi.taps.injection`.
       evaluate: `(eqn, values) -> outputs`, where an equation is evaluated whole.
     """
     golden = _Stored(
@@ -189,4 +206,4 @@ def suffix(split: Split, constants, residuals, image, at: Sequence[Any], value, 
         dict(zip(split.residuals, residuals, strict=True)),
         image,
     )
-    return _continue(split.program, split.leaf, golden, at, value, evaluate)
+    return _continue(split.program, split.source, golden, at, value, evaluate)

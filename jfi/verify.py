@@ -1,22 +1,28 @@
 """Verification: random pairs of a campaign run again naively, by an independent path.
 
 Naive means: bitcast the leaf, change the bit, run the whole network as the user wrote it, one
-pair after another, in one compiled program. Nothing of the splitting or the rank-one rules is
-in it.
+pair after another, in one compiled program. For a fault in a run-time value the network is
+evaluated equation by equation, and the value broken where it is named. Nothing of the splitting,
+the rank-one rules or neurons run alone is in it.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from jfi import bits
+from jfi import bits, scans, taps
 from jfi.compiling import jit
 from jfi.engine import Engine, by_site, take
-from jfi.faults import Faults
+from jfi.faults import Faults, Site
 from jfi.golden import close, rounding
 from jfi.outcomes import CRITICAL, classify
+from jfi.program import bind, run
+from jfi.sites import Network
+from jfi.taps import Tap
 
 BATCH = 32  # pairs of one call, run one after another
 BOUND = 0.95  # confidence of `Verification.bound`
@@ -47,36 +53,76 @@ class Verification(NamedTuple):
         return float(stats.beta.ppf(BOUND, self.disagreements + 1, self.pairs - self.disagreements))
 
 
-def naive(engine: Engine, faults: Faults, image: np.ndarray) -> np.ndarray:
-    """Logits [P, C] of the k-th fault on image `image[k]` by whole re-runs."""
+def naive(
+    engine: Engine, faults: Faults, image: np.ndarray, *, harmless: bool = False
+) -> np.ndarray:
+    """Logits [P, C] of the k-th fault on image `image[k]` by whole re-runs.
+
+    Args:
+      harmless: put masks in the faults' places that change nothing: golden, by the same program.
+    """
     logits = np.empty((image.size, engine.golden.logits.shape[1]), engine.golden.logits.dtype)
-    for site, rows in by_site(faults, np.arange(image.size)):
+    for number, rows in by_site(faults, np.arange(image.size)):
+        site = engine.sites[number]
         program = _program(engine, site)
         for start in range(0, rows.size, BATCH):
             part = rows[start : start + BATCH]
             full = np.resize(part, BATCH)
-            chosen = take(faults, full)
-            pairs = (
-                chosen.index.astype(np.int32), chosen.bit.astype(np.int32),
-                chosen.polarity.astype(np.int32), engine.images[image[full]],
-            )  # fmt: skip
+            keep, change = bits.masks(site.dtype, faults.bit[full], faults.polarity[full])
+            if harmless:
+                keep, change = np.full_like(keep, ~keep.dtype.type(0)), np.zeros_like(change)
+            step, index = taps.moment(site, faults.index[full])
+            where = step.astype(np.int32), index.astype(np.int32)
+            pairs = (*where, keep, change, engine.images[image[full]])
             logits[part] = np.asarray(program(engine.network.leaves, pairs))[: part.size]
     return logits
 
 
-def _program(engine: Engine, site: int):
+def _program(engine: Engine, site: Site):
     """Compiled: (leaves, pairs) -> logits [BATCH, C] for faults in one site."""
-    network = engine.network
-    position = network.positions[engine.sites[site].name]
+    source = engine.network.source(site)
+    one = _in_value if isinstance(source, Tap) else _in_leaf
+    run = partial(one, engine.network, source)
+    return jit(lambda leaves, pairs: jax.lax.map(lambda pair: run(leaves, pair), pairs))
+
+
+def _broken(value, index, keep, change):
+    """A copy with masks applied to one word, at a position in C order."""
+    words = bits.to_bits(value).ravel()
+    words = words.at[index].set(bits.mask(words[index], keep, change))
+    return bits.from_bits(words, value.dtype).reshape(value.shape)
+
+
+def _in_leaf(network: Network, position: int, leaves, pair):
+    """The network as the user wrote it, with one word of a parameter broken."""
+    _, index, keep, change, x = pair
+    leaves = list(leaves)
+    leaves[position] = _broken(leaves[position], index, keep, change)
     tree = jax.tree.structure(network.params)
+    return network.apply(jax.tree.unflatten(tree, leaves), x[None])[0]
 
-    def one(leaves, pair):
-        index, bit, polarity, x = pair
-        leaves = list(leaves)
-        leaves[position] = bits.inject(leaves[position], index, bit, polarity)
-        return network.apply(jax.tree.unflatten(tree, leaves), x[None])[0]
 
-    return jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
+def _in_value(network: Network, tap: Tap, leaves, pair):
+    """The network, equation by equation, with one word of a named value broken as it is made."""
+    at, index, keep, change, x = pair
+    now = 0
+
+    def broken(start, name, value, later):
+        due = (at == taps.EVERY_STEP) | (at == start + later)
+        faulty = _broken(value, index, keep, change)
+        return jnp.where(due, faulty, value) if name == tap.name else value
+
+    def evaluate(eqn, values):
+        nonlocal now
+        start, now = now, now + taps.steps(eqn, tap.name)
+        if start == now:
+            return bind(eqn, values)
+        scan = scans.read(eqn)
+        if scan is None:
+            return [broken(start, tap.name, values[0], 0)]
+        return scans.run(scan, values, {}, partial(broken, start))
+
+    return run(network.program, leaves, x[None], evaluate)[network.program.out][0]
 
 
 def verify(
@@ -93,7 +139,7 @@ def verify(
     if not image.size:
         return Verification(0, 0, 0, 0)
     slow = naive(engine, faults, image)
-    golden = naive(engine, _identities(engine, faults), image)
+    golden = naive(engine, faults, image, harmless=True)
     codes = np.asarray(jit(classify)(golden, slow, engine.labels[image]))
     if measure == "full":
         fast = engine.pairs(faults, image)
@@ -115,16 +161,6 @@ def verify(
         int(certified.sum()),
         _describe(engine, take(faults, bad[:1]), image[bad[:1]], slow[bad[0]]) if bad.size else "",
     )
-
-
-def _identities(engine: Engine, faults: Faults) -> Faults:
-    """The same words and bits, stuck at the value they have: golden by the naive path."""
-    polarity = np.empty_like(faults.polarity)
-    for site, rows in by_site(faults, np.arange(faults.site.size)):
-        words = bits.to_bits(engine.network.values(engine.sites[site])).ravel()
-        words = words[faults.index[rows]]
-        polarity[rows] = (words >> faults.bit[rows].astype(words.dtype)) & words.dtype.type(1)
-    return faults._replace(polarity=polarity)
 
 
 def _describe(engine: Engine, fault: Faults, image: np.ndarray, slow: np.ndarray) -> str:

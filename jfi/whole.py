@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jfi import outcomes
+from jfi import outcomes, taps
 from jfi.chunks import chunk_size, chunks, filled_up
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import bind
 from jfi.split import Split, prefix, suffix
+from jfi.taps import Tap
 
 IN_FLIGHT = 4  # chunks under way before the first is read back
 
@@ -57,11 +58,18 @@ class SiteProgram:
         out = self.parts.program.out.aval
         blank = np.zeros((len(images), out.shape[1]), out.dtype)
         block = Block(start, constants, residuals, *self._hardware.share((blank, labels)))
-        # The word 0 at its golden value: what "equal to golden" is judged against.
-        leaf = np.asarray(leaves[self.parts.leaf])
-        at = np.zeros((len(images), leaf.ndim), np.int32)
-        same = self.run(block, at, np.full(len(images), leaf.flat[0]), np.arange(len(images)))
+        # A fault that changes nothing: what "equal to golden" is judged against.
+        at, value = (np.stack([part] * len(images)) for part in self._harmless(leaves))
+        same = self.run(block, at, value, np.arange(len(images)))
         return block._replace(logits=self._hardware.share(same.logits))
+
+    def _harmless(self, leaves) -> tuple[np.ndarray, np.ndarray]:
+        """Index and value of a fault that changes nothing."""
+        source = self.parts.source
+        if isinstance(source, Tap):
+            return taps.harmless(source)
+        leaf = np.asarray(leaves[source])
+        return np.zeros(leaf.ndim, np.int32), leaf.flat[0]
 
     def run(
         self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray, reduced=False
@@ -69,6 +77,7 @@ class SiteProgram:
         """Run P pairs: the word at index `at` [P, rank] set to `value` [P].
 
         Args:
+          at, value: of run-time values as of `jfi.taps.operands`.
           image: int [P], positions in the block.
           reduced: in reduced precision.
         """

@@ -1,0 +1,141 @@
+"""Run-time values as sites: named in the network, broken as they are computed.
+
+A network names a value with JAX's own `jax.ad_checkpoint.checkpoint_name(value, "lif1/spike")`,
+which changes nothing. A value named in a loop over time (`lax.scan`), or several times under one
+name, is one place that holds a new value at each step.
+
+A permanent fault breaks it at every step, right after it is computed; a transient one at one step.
+The name of the site tells which: `lif1/spike` is permanent; `lif1/spike@step` transient, and its
+words are those of all steps, time first; `lif1/spike@37` transient at step 37.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jfi import bits, scans
+from jfi.errors import InputError
+from jfi.faults import Faults, Site
+from jfi.program import Program
+
+EVERY_STEP = -1
+DRAWN = "step"  # after the @ of a site whose faults strike at a step that is drawn
+
+
+class Tap(NamedTuple):
+    """A named value: shape and dtype for one image at one step, and how many steps there are."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    steps: int
+
+
+class Injection(NamedTuple):
+    """One fault in a named value.
+
+    at: index on every axis, None on those of size 1; keep, change: masks (`jfi.bits.masks`);
+    step: when, or `EVERY_STEP`.
+    """
+
+    name: str
+    at: tuple[Any, ...]
+    keep: Any
+    change: Any
+    step: Any
+
+    def broken(self, value, now):
+        """`value`, every word of it broken, where it is time."""
+        words = bits.mask(bits.to_bits(value), self.keep, self.change)
+        due = (self.step == EVERY_STEP) | (self.step == now)
+        return jnp.where(due, bits.from_bits(words, value.dtype), value)
+
+
+def steps(eqn, name: str) -> int:
+    """How many times an equation computes the value of a name."""
+    if eqn.primitive.name == "name":
+        return int(eqn.params["name"] == name)
+    scan = scans.read(eqn)
+    return scan.length if scan and name in scans.names(scan) else 0
+
+
+def find(program: Program) -> dict[str, Tap]:
+    """The named values of a program, in the order they are computed.
+
+    A name given to values that differ in shape or dtype names no place, and is left out; so is a
+    value whose words can't be broken.
+    """
+    found: dict[str, list[Tap]] = {}
+    for eqn in program.eqns:
+        for name, aval in _named(eqn).items():
+            tap = Tap(name, tuple(aval.shape), np.dtype(aval.dtype), steps(eqn, name))
+            found.setdefault(name, []).append(tap)
+    joined = (
+        taps[0]._replace(steps=sum(tap.steps for tap in taps))
+        for taps in found.values()
+        if len({tap[1:3] for tap in taps}) == 1
+    )
+    return {tap.name: tap for tap in joined if bits.has_words(tap.dtype)}
+
+
+def _named(eqn) -> dict[str, Any]:
+    if eqn.primitive.name == "name":
+        return {eqn.params["name"]: eqn.outvars[0].aval}
+    scan = scans.read(eqn)
+    return scans.names(scan) if scan else {}
+
+
+def site(tap: Tap, when: str | None = None) -> Site:
+    """The site of a named value; `when` is what comes after the @ of its name, if there is one.
+
+    Raises:
+      InputError: a step that is none of the value's.
+    """
+    if when is None:
+        return Site(tap.name, tap.shape, tap.dtype)
+    if when == DRAWN:
+        return Site(f"{tap.name}@{DRAWN}", (tap.steps, *tap.shape), tap.dtype)
+    if not when.isdecimal() or int(when) >= tap.steps:
+        raise InputError(
+            f"step {when!r} of {tap.name} is none of its {tap.steps}: give 0 to {tap.steps - 1}, "
+            f"or {tap.name}@{DRAWN} for one that is drawn"
+        )
+    return Site(f"{tap.name}@{int(when)}", tap.shape, tap.dtype)
+
+
+def parse(name: str) -> tuple[str, str | None]:
+    """The name of the value that a site is of, and what comes after its @."""
+    of, at, when = name.rpartition("@")
+    return (of, when) if at else (name, None)
+
+
+def moment(site: Site, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Step (or `EVERY_STEP`) and position at that step, int64 [F], of words of a run-time site."""
+    _, when = parse(site.name)
+    if when == DRAWN:
+        return np.divmod(index, math.prod(site.shape[1:]))
+    return np.full(index.shape, EVERY_STEP if when is None else int(when)), index
+
+
+def operands(tap: Tap, site: Site, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+    """What `injection` takes, of F faults: int32 [F, 1 + rank], and words [F, 2]."""
+    step, index = moment(site, faults.index)
+    at = np.stack([step, *np.unravel_index(index, tap.shape)], axis=1).astype(np.int32)
+    return at, np.stack(bits.masks(tap.dtype, faults.bit, faults.polarity), axis=1)
+
+
+def harmless(tap: Tap) -> tuple[np.ndarray, np.ndarray]:
+    """The operands of a fault that changes nothing."""
+    words = np.array([0, 0], bits.word_dtype(tap.dtype))
+    words[0] = ~words[0]
+    return np.full(1 + len(tap.shape), 0, np.int32), words
+
+
+def injection(tap: Tap, at: Sequence[Any], words) -> Injection:
+    """A fault from its operands: step and position on each axis, and the two masks."""
+    step, *position = at
+    at = tuple(None if d == 1 else i for i, d in zip(position, tap.shape, strict=True))
+    return Injection(tap.name, at, words[0], words[1], step)
