@@ -20,7 +20,7 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import campaign, engine, golden, records, report, rounds
+from jfi import campaign, engine, golden, records, report, rounds, sites
 from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.estimates import Estimate
@@ -146,7 +146,7 @@ def _plan(network) -> campaign.Plan:
     args = flags.FLAGS
     if args.faults:
         return campaign.plan_listed(
-            network, read_fault_list(args.faults, network.sites), target.request()
+            network, read_fault_list(args.faults, sites.listable(network)), target.request()
         )
     if args.sampler in METHODS:
         return target.open_plan(network, args.seed)

@@ -64,11 +64,11 @@ def layers(plan: Plan) -> list[dict]:
 def seconds(network: Network, plan: Plan, images: int, golden_rate: float) -> float:
     """Expected run time: inferences of each site, in golden inferences, at the golden rate."""
     whole = flops(network.program.eqns)
-    # Of stuck-at-0 and stuck-at-1, one leaves the bit as it is and costs nothing.
-    share = 1 / len(plan.space.polarities)
     total = 0.0
     for row, site in zip(layers(plan), plan.space.sites, strict=True):
-        parts = split.split(network.program, network.positions[site.name])
+        parts = split.split(network.program, network.source(site))
+        # Of stuck-at-0 and stuck-at-1, one leaves a parameter as it is and costs nothing.
+        share = 1 / len(plan.space.polarities) if site.name in network.positions else 1
         inferences = share * row["injections"] * images
         total += inferences * parts.flops / whole / golden_rate + COMPILE_SECONDS
     return total

@@ -67,7 +67,9 @@ def define_flags() -> None:
 def open_plan(network: Network, seed: int = 0) -> Plan:
     """The faults that a sampler in rounds is to choose from, by the flags."""
     args = flags.FLAGS
-    space = FaultSpace(jfi.select(network, args.sites), FAULT_MODELS[args.fault_model])
+    space = FaultSpace(
+        jfi.select(network, args.sites, args.fault_model), FAULT_MODELS[args.fault_model]
+    )
     units(space, args.levels)
     return Plan(space, check(request()), (), space.cells, seed)
 

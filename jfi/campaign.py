@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jfi import estimates, outcomes, records, sites
+from jfi import estimates, outcomes, records, sites, taps
 from jfi.engine import Engine, check_measure, take
 from jfi.errors import InputError
 from jfi.estimates import Estimate
@@ -70,7 +70,7 @@ def plan(
     """The sample that a named sampler takes of a network's faults; draws nothing yet.
 
     Args:
-      sites_pattern: regular expression of the sites, by default the kernels (`sites.select`).
+      sites_pattern: regular expression of the sites (`sites.select`).
       fault_model: a name of `FAULT_MODELS`.
 
     Raises:
@@ -82,8 +82,10 @@ def plan(
     request = check(request or Request())
     if seed < 0:
         raise InputError(f"seed {seed} is negative; it must be 0 or more")
-    space = FaultSpace(sites.select(network, sites_pattern), FAULT_MODELS[fault_model])
-    strata = SAMPLERS[sampler](space, [network.values(site) for site in space.sites], request)
+    chosen = sites.select(network, sites_pattern, fault_model)
+    space = FaultSpace(chosen, FAULT_MODELS[fault_model])
+    # Values are looked up only by samplers that choose by them: run-time values have none.
+    strata = SAMPLERS[sampler](space, (network.values(site) for site in chosen), request)
     if not sum(stratum.injections for stratum in strata):
         raise InputError(
             f"error margin {request.error_margin} asks for no injection at all; make it smaller"
@@ -92,11 +94,12 @@ def plan(
 
 
 def plan_listed(network: Network, faults: Faults, request: Request | None = None) -> Plan:
-    """A plan that injects exactly `faults`; their `site` is a position in `network.sites`.
+    """A plan that injects exactly `faults`; their `site` is a position in `sites.listable`.
 
     The list is its own population: its shares are exact for it and say nothing beyond.
     """
-    space = FaultSpace(network.sites, sorted({p for model in FAULT_MODELS.values() for p in model}))
+    polarities = sorted({p for model in FAULT_MODELS.values() for p in model})
+    space = FaultSpace(sites.listable(network), polarities)
     ids = space.encode(faults)
     population = np.zeros_like(space.cells)
     np.add.at(population, (faults.site, faults.bit), 1)
@@ -224,7 +227,9 @@ def run_shard(path, number, ids, space, engine, measure, keep_bits=False) -> Non
     faults = space.decode(ids)
     done = engine.run(faults, measure, keep_bits=keep_bits)
     decided = np.where(engine.identity(faults), records.IDENTITY, records.INFERENCE)
-    records.write_shard(path, number, ids, faults, done, decided)
+    records.write_shard(
+        path, number, ids, faults, done, decided, taps.steps_of(space.sites, faults)
+    )
 
 
 class Tally:

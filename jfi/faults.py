@@ -19,9 +19,20 @@ import numpy as np
 from jfi import bits as jbits
 from jfi.errors import InputError
 
+# By name, its polarities. The last three are of spiking neurons, whose function they change: it
+# never fires, fires at every step, or at other times (SpikingJET, ETS 2024, section IV).
 FAULT_MODELS = {
     "stuck_at": (jbits.STUCK_AT_0, jbits.STUCK_AT_1),
     "flip": (jbits.FLIP,),
+    "dead": (jbits.DEAD,),
+    "saturated": (jbits.SATURATED,),
+    "byzantine": (jbits.STUCK_AT_0, jbits.STUCK_AT_1),
+}
+# Where faults of a model are put unless sites are asked for; else in the kernels.
+MODEL_SITES = {
+    "dead": ".*spike",
+    "saturated": ".*spike",
+    "byzantine": ".*(beta|threshold|potential)",
 }
 
 COLUMNS = ("site", "index", "bit", "polarity")
@@ -60,7 +71,8 @@ class FaultSpace:
     Args:
         sites: the S sites, with distinct names.
         polarities: codes of jfi.bits.POLARITIES; a fault model of FAULT_MODELS.
-        bits: bit positions to break, all by default. A site has those that its words have.
+        bits: bit positions to break, all by default; a site has those that its words have. A
+            fault of the whole word is one fault, booked as bit 0.
 
     Attributes:
         sites, polarities, bits: as given, polarities and bits in ascending order.
@@ -84,7 +96,9 @@ class FaultSpace:
         self.widths = np.array([site.width for site in self.sites])
         self.polarities = _choice("polarity", polarities, len(jbits.POLARITIES))
         widest = int(self.widths.max())
-        self.bits = _choice("bit", range(widest) if bits is None else bits, widest)
+        if bits is None:
+            bits = (0,) if set(self.polarities) <= set(jbits.WHOLE_WORD) else range(widest)
+        self.bits = _choice("bit", bits, widest)
         self.size = sum(
             site.words * int(count) * len(self.polarities)
             for site, count in zip(self.sites, self._bit_counts, strict=True)

@@ -429,7 +429,7 @@ def step(
         if found is not None:
             return found
     if faulted and not scan:
-        return [simplify(eqn.outvars[0], _broken(golden, eqn, values[0], fault, now))]
+        return [_broken(golden, eqn, values[0], fault, now)]
     out = rule(golden, eqn, values) if rule and local else None
     if out is not None:
         return [simplify(eqn.outvars[0], out)]
@@ -450,7 +450,7 @@ def _broken(golden: Golden, eqn, value, fault: Injection, now) -> Patch | Any:
     (atom,) = eqn.invars
     if value is None:
         block = golden.block(atom, fault.at)
-        return pair(fault.at, fault.broken(block, now), block)
+        return simplify(atom, pair(fault.at, fault.broken(block, now), block))
     change = _change_whole(fault, now)
     return change(fault.name, whole(golden, atom, value), 0)
 

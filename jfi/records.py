@@ -119,15 +119,17 @@ def write_shard(
     faults: Faults,
     outcomes: Outcomes,
     decided: np.ndarray | int = INFERENCE,
+    step: np.ndarray | None = None,
 ) -> None:
     """Write the outcomes of F faults as shard ``number``, whole or not at all.
 
     ``ids`` is int64 ``[F]``, ``decided`` uint8 ``[F]`` or one value (``IDENTITY``,
-    ``INFERENCE``). Raises OSError when the file can't be written: nothing else is touched.
+    ``INFERENCE``), ``step`` int32 ``[F]`` where there are transient faults. Raises OSError when
+    the file can't be written: nothing else is touched.
     """
     from pyarrow import parquet
 
-    table = _table(np.asarray(ids), faults, outcomes, decided)
+    table = _table(np.asarray(ids), faults, outcomes, decided, step)
     # One row group and fixed settings: the same rows give the same bytes.
     settings = {"compression": "zstd", "compression_level": 3, "row_group_size": max(len(table), 1)}
     _write_whole(
@@ -136,7 +138,7 @@ def write_shard(
     )
 
 
-def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided: np.ndarray | int):
+def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, step):
     import pyarrow as pa
 
     counts = {name: column for name, column in outcomes._asdict().items() if column is not None}
@@ -148,6 +150,7 @@ def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided: np.ndar
         "bit": faults.bit.astype(np.int16),
         "polarity": faults.polarity.astype(np.int8),
         "decided": np.broadcast_to(np.asarray(decided, np.uint8), ids.shape),
+        **({} if step is None else {"step": step}),
         **{name: np.asarray(column, np.int32) for name, column in counts.items()},
     }
     arrays = {name: pa.array(np.ascontiguousarray(x)) for name, x in columns.items()}

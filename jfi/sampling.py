@@ -10,7 +10,7 @@ statistical fault injections", DATE 2023 (samplers), called DATE'23 below.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -97,9 +97,9 @@ class Sampler(Protocol):
     """Splits a fault space into strata, and sizes the sample of each."""
 
     def __call__(
-        self, space: FaultSpace, leaves: Sequence[np.ndarray], request: Request
+        self, space: FaultSpace, leaves: Iterable[np.ndarray], request: Request
     ) -> tuple[Stratum, ...]:
-        """`leaves` holds the golden values of each site of `space`, in order."""
+        """`leaves` are the golden values of each site of `space`, in order, if it asks for them."""
 
 
 def exhaustive(space: FaultSpace, leaves, request: Request) -> tuple[Stratum, ...]:
@@ -147,7 +147,7 @@ OUTLIERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tukey": tukey, "none
 
 
 def data_aware(
-    space: FaultSpace, leaves: Sequence[np.ndarray], request: Request, *, outliers=tukey
+    space: FaultSpace, leaves: Iterable[np.ndarray], request: Request, *, outliers=tukey
 ) -> tuple[Stratum, ...]:
     """A sample of each bit of each site, with p from the golden values (DATE'23, section III-B).
 
@@ -160,6 +160,7 @@ def data_aware(
     Raises:
         InputError: leaves that are not of the shapes and dtypes of the sites.
     """
+    leaves = list(leaves)
     _check_leaves(space, leaves)
     dtypes = [np.dtype(site.dtype) for site in space.sites]
     p = {

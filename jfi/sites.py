@@ -11,7 +11,7 @@ from jax.extend import core
 from jfi import taps
 from jfi.bits import has_words
 from jfi.errors import InputError
-from jfi.faults import Site
+from jfi.faults import MODEL_SITES, Site
 from jfi.program import Program, dependents, trace
 from jfi.taps import Tap
 
@@ -96,15 +96,19 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     return found
 
 
-def select(network: Network, pattern: str | None = None) -> tuple[Site, ...]:
-    """Sites by name: those a regular expression matches in full, or by default the kernels.
+def select(
+    network: Network, pattern: str | None = None, fault_model: str = "stuck_at"
+) -> tuple[Site, ...]:
+    """Sites by name: those a regular expression matches in full.
 
-    With `@step` or `@37` after it, run-time values, for transient faults (`jfi.taps`).
+    With `@step` or `@37` after it, run-time values, for transient faults (`jfi.taps`). Without a
+    pattern, those that the fault model is of (`jfi.faults.MODEL_SITES`), or the kernels.
 
     Raises:
       InputError: the pattern is no regular expression or matches no site; a step that a value
         does not have.
     """
+    pattern = MODEL_SITES.get(fault_model) if pattern is None else pattern
     if pattern is None:
         return tuple(site for site in network.sites if site.name in network.kernels)
     of, when = taps.parse(pattern)
@@ -120,6 +124,12 @@ def select(network: Network, pattern: str | None = None) -> tuple[Site, ...]:
     if when is None:
         return found
     return tuple(taps.site(network.taps[site.name], when) for site in found)
+
+
+def listable(network: Network) -> tuple[Site, ...]:
+    """What a fault list may name: every site, and run-time values at one step (`NAME@step`)."""
+    transient = (taps.site(tap, taps.DRAWN) for tap in network.taps.values())
+    return (*network.sites, *transient)
 
 
 def _full_precision(apply):

@@ -120,6 +120,18 @@ def moment(site: Site, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.full(index.shape, EVERY_STEP if when is None else int(when)), index
 
 
+def steps_of(sites: Sequence[Site], faults: Faults) -> np.ndarray | None:
+    """The step each fault strikes at, int32 [F], or `EVERY_STEP`; None where all are permanent."""
+    transient = [number for number, site in enumerate(sites) if parse(site.name)[1] is not None]
+    if not transient:
+        return None
+    found = np.full(faults.site.size, EVERY_STEP, np.int32)
+    for number in transient:
+        own = faults.site == number
+        found[own] = moment(sites[number], faults.index[own])[0]
+    return found
+
+
 def operands(tap: Tap, site: Site, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
     """What `injection` takes, of F faults: int32 [F, 1 + rank], and words [F, 2]."""
     step, index = moment(site, faults.index)
