@@ -16,6 +16,8 @@ PIXELS = {
     1: ((0.1307,), (0.3081,)),
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+# Mean and standard deviation that leave an input as it is: spikes are not normalised.
+UNCHANGED = ((0.0,), (1.0,))
 
 
 class NetError(ValueError):
@@ -25,14 +27,16 @@ class NetError(ValueError):
 class Net(NamedTuple):
     """A pure Flax module with its input and its normalisation.
 
-    `module.apply(variables, x)` maps normalised images [B, H, W, C] to logits [B, num_classes].
+    `module.apply(variables, x)` maps normalised images [B, H, W, C] to logits [B, num_classes];
+    a spiking net takes frames [B, T, H, W, P] or trains [B, T, channels], and leaves them as they
+    are. `input_shape` is that of one input, without B.
     `flattened` names the dense kernels that read a flattened feature map, with its (H, W, C):
     PyTorch flattens C, H, W where Flax flattens H, W, C, so importing one permutes its rows.
     """
 
     name: str
     module: nn.Module
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -73,14 +77,15 @@ def fast(net: Net) -> Net:
 
 
 def normalise(net: Net, images):
-    """Images in [0, 1], [B, H, W, C], as the net expects them: float32, (image - mean) / std.
+    """Images in [0, 1], [B, H, W, C], as the net expects them: float32, (image - mean) / std;
+    frames of spikes, as float32.
 
     Raises NetError where the images aren't of the net's input shape.
     """
-    if images.ndim != 4 or images.shape[1:] != net.input_shape:
+    if images.shape[1:] != net.input_shape:
         raise NetError(
-            f"images of shape {tuple(images.shape)}: {net.name} takes [B, H, W, C] with "
-            f"(H, W, C) = {net.input_shape}"
+            f"images of shape {tuple(images.shape)}: {net.name} takes [B, ...] with "
+            f"{net.input_shape} for one"
         )
     mean, std = np.float32(net.mean), np.float32(net.std)
     return (images.astype(np.float32) - mean) / std

@@ -9,6 +9,8 @@ renamed by one rule for every family:
     bn1.weight, bn1.bias      -> params/bn1/scale, params/bn1/bias
     bn1.running_mean, _var    -> batch_stats/bn1/mean, batch_stats/bn1/var
     bn1.num_batches_tracked   -> dropped
+    lif1.beta, lif1.threshold -> params/lif1/beta, params/lif1/threshold
+    lif1.reset_mechanism_val, lif1.graded_spikes_factor -> dropped where they are snnTorch's usual
 
 A leading `module.` (DataParallel) is dropped; a number joins the name before it.
 """
@@ -32,6 +34,9 @@ TORCH_LEAVES = {
     "running_mean": "batch_stats/{}/mean",
     "running_var": "batch_stats/{}/var",
 }
+# Of snnTorch's neurons: reset by subtraction, and spikes that are 1, as in our nets. Any other
+# value stays in, and is reported as unknown to the net.
+TORCH_USUAL = {"reset_mechanism_val": 0, "graded_spikes_factor": 1}
 # Where a PyTorch checkpoint keeps the state dict, when it isn't the state dict itself.
 TORCH_WRAPPERS = ("state_dict", "model_state_dict")
 
@@ -88,7 +93,7 @@ def from_torch(
 def _rename(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
     """Our (name, array) of one PyTorch parameter; None for one we have no use for."""
     layer, _, leaf = name.removeprefix("module.").rpartition(".")
-    if leaf == "num_batches_tracked":
+    if leaf == "num_batches_tracked" or (leaf in TORCH_USUAL and array == TORCH_USUAL[leaf]):
         return None
     layer = re.sub(r"\.(?=\d+(\.|$))", "_", layer).replace(".", "/")
     if leaf == "weight" and array.ndim == 1:
