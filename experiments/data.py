@@ -1,9 +1,20 @@
 """Data sets, and preparing them.
 
 Sets known by name: `digits` ships with scikit-learn (1,797 images of 8x8); `mnist` and `cifar10`
-are read as tensorflow-datasets prepared them, with no network access. Anything else is a .npz
+are read as tensorflow-datasets prepared them, with no network access; `nmnist`, `shd` and
+`dvs128gesture` are recordings of events in the folder --data_dir (experiments.events says which
+files), read and binned into frames by tonic (pip install 'jfi[events]'). Anything else is a .npz
 file with x_test and y_test, and x_train and y_train for training: images [B, H, W, C] or
-[B, H, W], uint8 or floats in [0, 1]; labels [B], integers from 0.
+[B, H, W], uint8 or floats in [0, 1]; labels [B], integers from 0. With an array `frames`, which
+says how they were binned, x_test and x_train are counts of events by time step, [B, T, H, W, P] or
+[B, T, channels].
+
+Recordings are binned once, into a file that loads at once:
+
+    python -m experiments.data --dataset=nmnist --data_dir=FOLDER --out=nmnist.npz
+
+bins them as SpikingJET's released networks want them; --steps, --bin_by, --window_us, --every,
+--denoise_us and --binary bin them otherwise.
 
 Preparing mnist and cifar10 is done once. tensorflow-datasets needs TensorFlow installed for it
 (pip install tensorflow-cpu), though not for reading what was prepared:
@@ -36,7 +47,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, events
 from jfi.errors import InputError
 
 PREPARED = ("mnist", "cifar10")
@@ -48,10 +59,13 @@ MNIST_FILES = {
     "x_test": "t10k-images-idx3-ubyte.gz",
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
+FRAMES = "frames"  # names the array that tells frames of events from images, and their binning
 
 
 class Dataset(NamedTuple):
     """Images float32 in [0, 1], [B, H, W, C], not normalised; labels int32 [B] from 0.
+
+    Of a set of events, counts float32 [B, T, H, W, P] or [B, T, channels] in place of images.
 
     The training half is None where there is none or it wasn't asked for.
     """
@@ -65,7 +79,7 @@ class Dataset(NamedTuple):
 
 def names() -> tuple[str, ...]:
     """Data sets known by name; `load` also takes the path of a .npz file."""
-    return ("digits", *PREPARED)
+    return ("digits", *PREPARED, *events.SOURCES)
 
 
 def load(
@@ -77,8 +91,9 @@ def load(
 ) -> Dataset:
     """The data set of that name, or in that .npz file; without its training half if not `train`.
 
-    `data_dir` is where tensorflow-datasets keeps prepared sets (default ~/tensorflow_datasets);
-    with `manual_dir`, a set not prepared yet is prepared from the files there.
+    `data_dir` is where tensorflow-datasets keeps prepared sets (default ~/tensorflow_datasets), or
+    the folder of a set of events; with `manual_dir`, a set not prepared yet is prepared from the
+    files there.
     Raises InputError for an unknown or unprepared set and for arrays that aren't images with
     their labels.
     """
@@ -88,6 +103,8 @@ def load(
         arrays = _digits()
     elif name in PREPARED:
         arrays = _prepared(name, Path(data_dir or DATA_DIR).expanduser(), manual_dir, splits)
+    elif name in events.SOURCES:
+        arrays = events.load(name, Path(data_dir or DATA_DIR).expanduser(), splits=splits)
     elif name.endswith(".npz"):
         arrays = _read_npz(Path(name))
     else:
@@ -152,6 +169,11 @@ def convert_mnist(manual_dir: str | os.PathLike, out: str | os.PathLike) -> None
     _check_files(Path(manual_dir))
     arrays = {key: read_idx(Path(manual_dir) / file) for key, file in MNIST_FILES.items()}
     _dataset("mnist", arrays, ("train", "test"))  # checks them
+    write_npz(out, arrays)
+
+
+def write_npz(out: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as a .npz file, whole or not at all."""
     out = Path(out)
     temporary = out.with_name(f".{out.name}.part")
     with temporary.open("wb") as file:
@@ -229,7 +251,7 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
         raise InputError(f"dataset {path}: no such file")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in MNIST_FILES if key in arrays}
+            return {key: arrays[key] for key in (*MNIST_FILES, FRAMES) if key in arrays}
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
         raise InputError(f"dataset {path}: truncated, or not a .npz file of arrays") from error
 
@@ -282,7 +304,8 @@ def _half(name: str, arrays: Mapping[str, np.ndarray], split: str) -> tuple[np.n
     for key in (f"x_{split}", f"y_{split}"):
         if key not in arrays:
             raise InputError(f"dataset {name}: lacks {key}; x_test and y_test are needed")
-    images = _images(f"dataset {name}: x_{split}", arrays[f"x_{split}"])
+    read = _frames if FRAMES in arrays else _images
+    images = read(f"dataset {name}: x_{split}", arrays[f"x_{split}"])
     labels = _labels(f"dataset {name}: y_{split}", arrays[f"y_{split}"])
     if len(images) != len(labels):
         raise InputError(f"dataset {name}: {len(images)} images, {len(labels)} labels in {split}")
@@ -305,6 +328,17 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
+def _frames(what: str, counts: np.ndarray) -> np.ndarray:
+    """Counts of events by time step as float32, [B, T, H, W, P] or [B, T, channels]."""
+    if counts.ndim not in (3, 5) or counts.size == 0:
+        raise InputError(
+            f"{what} has shape {counts.shape}; [B, T, H, W, P] or [B, T, channels] is right"
+        )
+    if counts.dtype.kind not in "uif" or not (np.isfinite(counts).all() and counts.min() >= 0):
+        raise InputError(f"{what} holds what is no count of events; numbers from 0 are right")
+    return counts.astype(np.float32)
+
+
 def _labels(what: str, labels: np.ndarray) -> np.ndarray:
     """Labels as int32 [B]."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -325,23 +359,78 @@ def _check_files(folder: Path) -> None:
 
 def define_flags() -> None:
     """Flags of this script."""
-    flags.DEFINE_enum("dataset", "mnist", PREPARED, "The set to prepare.")
-    flags.DEFINE_string("data_dir", DATA_DIR, "Where tensorflow-datasets keeps prepared sets.")
+    known = (*PREPARED, *events.SOURCES)
+    flags.DEFINE_enum("dataset", "mnist", known, "The set to prepare.")
+    flags.DEFINE_string(
+        "data_dir",
+        DATA_DIR,
+        "Where tensorflow-datasets keeps prepared sets; of a set of events, where its files are.",
+    )
     flags.DEFINE_string("manual_dir", None, "Folder of the official files; else: download.")
-    flags.DEFINE_string("out", None, "Write mnist as this .npz instead; needs --manual_dir.")
+    flags.DEFINE_string(
+        "out", None, "Write this .npz: a set of events, or mnist, which needs --manual_dir."
+    )
+    flags.DEFINE_integer("steps", None, "Of events: time steps, frames of a recording.", 1)
+    flags.DEFINE_enum(
+        "bin_by",
+        None,
+        events.WAYS,
+        "Of events: frames of equal time (usual), of equal numbers of events, or of --window_us "
+        "from time 0, cut off or filled at --steps.",
+    )
+    flags.DEFINE_integer("window_us", None, "With --bin_by=window: microseconds of a frame.", 1)
+    flags.DEFINE_integer("every", None, "Of events: every so-manieth row and column is kept.", 1)
+    flags.DEFINE_integer(
+        "denoise_us",
+        None,
+        "Of cameras: an event without one at a direct neighbour in so many microseconds before it "
+        "is dropped; 0 keeps all.",
+        0,
+    )
+    flags.DEFINE_bool("binary", None, "Of events: 1 for any in a frame, not their number.")
 
 
 def main() -> None:
     """Prepare the set that the flags name."""
     args = flags.FLAGS
+    data_dir = Path(args.data_dir).expanduser()
+    if args.dataset in events.SOURCES:
+        _convert_events(args.dataset, data_dir, args.out)
+        return
     if args.out is None:
-        folder = prepare(args.dataset, Path(args.data_dir).expanduser(), args.manual_dir)
+        folder = prepare(args.dataset, data_dir, args.manual_dir)
         print(f"{args.dataset}: prepared in {folder}")
         return
     if args.dataset != "mnist" or args.manual_dir is None or not args.out.endswith(".npz"):
         raise InputError("--out=FILE.npz goes with --dataset=mnist and --manual_dir=FOLDER")
     convert_mnist(args.manual_dir, args.out)
     print(f"mnist: written to {args.out}")
+
+
+def _convert_events(name: str, folder: Path, out: str | None) -> None:
+    """Bin recordings as the flags say, and write them."""
+    if out is None or not out.endswith(".npz"):
+        raise InputError(f"--out={out}: --dataset={name} goes into a file, --out=FILE.npz")
+    arrays = events.load(name, folder, _binning(events.SOURCES[name].usual))
+    write_npz(out, arrays)
+    print(f"{arrays[FRAMES]}: written to {out}")
+    for split in ("train", "test"):
+        if f"x_{split}" in arrays:
+            print(f"{split}: {len(arrays[f'y_{split}'])} of {arrays[f'x_{split}'].shape[1:]}")
+
+
+def _binning(usual: events.Binning) -> events.Binning:
+    """The usual binning but for what the flags say."""
+    args = flags.FLAGS
+    given = {
+        "steps": args.steps,
+        "by": args.bin_by,
+        "window": args.window_us,
+        "every": args.every,
+        "denoise": args.denoise_us,
+        "binary": args.binary,
+    }
+    return usual._replace(**{key: value for key, value in given.items() if value is not None})
 
 
 if __name__ == "__main__":
