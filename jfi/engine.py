@@ -86,7 +86,7 @@ class Engine:
           measure: `full` tells the class of every pair; `critical` whether it is critical, with
             certificates in place of inference where they hold; `detect` only whether the fault
             is critical for any image, and stops at the first block of images that shows it.
-          keep_bits: also keep which images each fault is critical for.
+          keep_bits: also keep which images each fault is critical for, and masked if told.
 
         Raises:
           InputError: an unknown measure; `full` of an engine that screens.

@@ -42,6 +42,7 @@ class Outcomes(NamedTuple):
     sdc_20: np.ndarray | None = None
     sdc_1: np.ndarray | None = None
     critical_bits: np.ndarray | None = None  # uint8 [F, ceil(B / 8)], images by np.packbits
+    masked_bits: np.ndarray | None = None  # as critical_bits
 
 
 def confidence(logits: jax.Array, top: jax.Array) -> jax.Array:
@@ -99,14 +100,15 @@ def classify(golden_logits: jax.Array, faulty_logits: jax.Array, label: jax.Arra
 def tally(codes: np.ndarray, keep_bits: bool = False) -> Outcomes:
     """Counts per fault of the codes uint8 ``[F, B]`` of its pairs, images in workload order.
 
-    With ``keep_bits`` the per-image critical bits are kept, packed.
+    With ``keep_bits`` it is kept, packed, for which images each is critical and masked.
     """
     codes = np.asarray(codes)
     told = tally_critical(codes, keep_bits)
     classes = codes & CLASS_MASK
     by_class = {name: _count(classes == code) for code, name in enumerate(CLASSES)}
     non_critical = np.int32(codes.shape[1]) - by_class["masked"] - told.critical
-    return told._replace(**by_class, non_critical=non_critical)
+    masked_bits = np.packbits(classes == MASKED, axis=1) if keep_bits else None
+    return told._replace(**by_class, non_critical=non_critical, masked_bits=masked_bits)
 
 
 def tally_critical(codes: np.ndarray, keep_bits: bool = False) -> Outcomes:

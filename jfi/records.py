@@ -27,6 +27,7 @@ from jfi.outcomes import Outcomes
 
 MANIFEST, SUMMARY, SHARDS = "manifest.json", "summary.json", "outcomes"
 IDENTITY, INFERENCE = 0, 1  # how a row was decided: known without a run, or by running it
+BITS = ("critical_bits", "masked_bits")  # columns of packed bits, one an image
 _PARTIAL = ".partial"  # suffix of files being written
 
 
@@ -142,7 +143,7 @@ def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, step):
     import pyarrow as pa
 
     counts = {name: column for name, column in outcomes._asdict().items() if column is not None}
-    bits = counts.pop("critical_bits", None)
+    bits = {name: counts.pop(name) for name in BITS if name in counts}
     columns = {
         "id": ids.astype(np.int64),
         "site": faults.site.astype(np.int32),
@@ -154,12 +155,10 @@ def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, step):
         **{name: np.asarray(column, np.int32) for name, column in counts.items()},
     }
     arrays = {name: pa.array(np.ascontiguousarray(x)) for name, x in columns.items()}
-    if bits is not None:
-        packed = pa.py_buffer(np.ascontiguousarray(bits, np.uint8))
-        kind = pa.binary(bits.shape[1])
-        arrays["critical_bits"] = pa.FixedSizeBinaryArray.from_buffers(
-            kind, len(bits), [None, packed]
-        )
+    for name, rows in bits.items():
+        packed = pa.py_buffer(np.ascontiguousarray(rows, np.uint8))
+        kind = pa.binary(rows.shape[1])
+        arrays[name] = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, packed])
     return pa.table(arrays)
 
 
@@ -168,7 +167,7 @@ def read_shards(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The shards in order, each as a dict of NumPy columns; only ``columns`` where given.
 
-    ``critical_bits`` comes as uint8 ``[F, ceil(B / 8)]``. Raises InputError for a shard that is
+    Columns of ``BITS`` come as uint8 ``[F, ceil(B / 8)]``. Raises InputError for a shard that is
     damaged or lacks a column.
     """
     for path in sorted((Path(workdir) / SHARDS).glob("*.parquet")):
