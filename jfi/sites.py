@@ -1,7 +1,7 @@
 """A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,7 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     if not sites:
         raise InputError("params hold no array with bits that the logits depend on")
     named = {name: tap for name, tap in taps.find(program).items() if name not in positions}
-    weights = _weights(program)
+    weights = {number for number, _ in products(program)}
     found = Network(
         apply, params, leaves, program, (*sites, *map(taps.site, named.values())),
         frozenset(name for name, n in positions.items() if n in weights), positions, named,
@@ -161,19 +161,17 @@ def _used(program: Program) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def _weights(program: Program) -> set[int]:
-    """Numbers of the leaves that enter a product as they are, laid out anew, cast or scaled."""
+def products(program: Program) -> Iterator[tuple[int, Any]]:
+    """(leaf, equation) of every leaf that enters a product as it is, laid out anew or scaled."""
     image = dependents(program, program.x)
     source = {var: number for number, var in enumerate(program.leaves)}
-    found = set()
     for eqn in program.eqns:
         atoms = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in source]
         if eqn.primitive.name in _PRODUCTS:
-            found.update(source[atom] for atom in atoms)
+            yield from ((source[atom], eqn) for atom in atoms)
         elif eqn.outvars[0] not in image:
             same = [a for a in atoms if a.aval.size == eqn.outvars[0].aval.size]
             source.update((eqn.outvars[0], source[atom]) for atom in same[:1])
-    return found
 
 
 def _check_dtype(site: Site, computed) -> None:

@@ -154,12 +154,15 @@ def test_tally_counts_partition_the_images(images):
         assert [rows.critical_bits[f, b // 8] >> (7 - b % 8) & 1 for b in range(images)] == [
             int(b in hits) for b in range(images)
         ]
+        masked = [code & CLASS_MASK == CLASSES.index("masked") for code in row]
+        assert np.unpackbits(rows.masked_bits[f])[:images].tolist() == masked
         for number, name in enumerate(CLASSES):
             assert getattr(rows, name)[f] == sum(code & CLASS_MASK == number for code in row)
 
 
 def test_tally_keeps_no_bits_unless_asked_and_takes_no_faults():
-    assert outcomes.tally(random_codes(3, 4)).critical_bits is None
+    rows = outcomes.tally(random_codes(3, 4))
+    assert rows.critical_bits is None and rows.masked_bits is None
     empty = outcomes.tally(np.zeros((0, 9), np.uint8), keep_bits=True)
     assert empty.masked.shape == (0,)
     assert empty.critical_bits.shape == (0, 2)
