@@ -30,7 +30,7 @@ from jfi.screen import REDUCED
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits measure screen levels".split()
+    "keep_bits measure screen levels workload workload_layer".split()
 )
 MEBIBYTE = 1 << 20
 QUIET_SECONDS = 30  # between lines of progress where there is no terminal
@@ -68,7 +68,7 @@ def define_flags() -> None:
         "With the measures critical and detect: run pairs in this precision first, and in full "
         "where it leaves a doubt; random pairs are run again to bound what is wrong. For GPUs.",
     )
-    flags.DEFINE_bool("keep_bits", False, "Record which images each fault is critical for.")
+    flags.DEFINE_bool("keep_bits", False, "Record for which images each fault is critical.")
     flags.DEFINE_string(
         "truth", None, "Work directory of an exhaustive campaign to compare the estimates with."
     )
@@ -111,9 +111,12 @@ def main() -> int | None:
     images, labels = target.workload(net, dataset, args.images)
     network = target.load_network(net, target.weights_path(net, dataset.name))
     plan = _plan(network)
+    chosen = target.choose(network, images, labels)
+    if chosen is not None:
+        images, labels = images[chosen.indices], labels[chosen.indices]
     runner = Engine(
-        network, images, labels, plan.space.sites,
-        memory=args.memory * MEBIBYTE, hardware=cli.machine(), screen=args.screen,
+        network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE,
+        hardware=cli.machine(), screen=args.screen, workload=chosen,
     )  # fmt: skip
     manifest = campaign.manifest(plan, runner, config())
     truth = truth_of(args.truth, manifest) if args.truth else None
@@ -125,6 +128,8 @@ def main() -> int | None:
         f"{net.name}: golden accuracy {accuracy:.2%} on {len(images):,} images; "
         f"{planned} of {int(plan.population.sum()):,} faults ({sampler})"
     )
+    if chosen is not None:
+        print(f"workload: {len(images):,} of {chosen.of:,} images, {chosen.reason}")
     earlier = _earlier(workdir)
     with LiveProgress() as progress:
         options = {"measure": args.measure, "verify_pairs": args.verify, "progress": progress}

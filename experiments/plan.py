@@ -25,6 +25,8 @@ from jfi.rounds import METHODS
 from jfi.sites import Network
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
+IMAGES = 1000  # of a workload that is not said
+FROM_WEIGHTS = ("data_aware", "adaptive_distance")  # samplers
 
 
 def define_flags() -> None:
@@ -37,7 +39,12 @@ def define_flags() -> None:
         "weights trained on it. Default: the network's usual images.",
     )
     flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_integer("images", 1000, "Images of the workload the run time is for.", 1)
+    flags.DEFINE_integer(
+        "images",
+        None,
+        "Images that the run time is for, or that --workload chooses from. Default: 1,000, or all.",
+        1,
+    )
     flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 
@@ -77,7 +84,7 @@ def seconds(network: Network, plan: Plan, images: int, golden_rate: float) -> fl
 def main() -> None:
     """Print the plan that the flags ask for."""
     args = flags.FLAGS
-    net, network = _network()
+    net, network, dataset = _network()
     if args.sampler in METHODS:
         return _print_rounds(target.open_plan(network), network)
     plan = campaign.plan(
@@ -87,25 +94,39 @@ def main() -> None:
         fault_model=args.fault_model,
         request=target.request(),
     )
+    count = _images(net, network, dataset)
     images = np.random.default_rng(0).normal(size=(64, *net.input_shape)).astype(np.float32)
-    expected = seconds(network, plan, args.images, golden.golden_rate(network, images))
-    (_print_json if args.json else _print_tables)(plan, args.images, expected)
+    expected = seconds(network, plan, count, golden.golden_rate(network, images))
+    (_print_json if args.json else _print_tables)(plan, count, expected)
 
 
-def _network() -> tuple[nets.Net, Network]:
-    """The network that the flags name, with its weights where they are named or needed."""
+def _network() -> tuple[nets.Net, Network, data.Dataset | None]:
+    """What the flags name: the network, with its weights where named or needed, and its images."""
     args = flags.FLAGS
     dataset = data.load(args.dataset, args.data_dir, train=False) if args.dataset else None
+    if args.workload is not None and dataset is None:
+        raise InputError(f"workload {args.workload} chooses from images; name them with --dataset")
     net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
-    if args.weights is None and args.sampler not in ("data_aware", "adaptive_distance"):
-        return net, target.read(net, nets.init(net, 0))
+    if args.weights is None and args.workload is None and args.sampler not in FROM_WEIGHTS:
+        return net, target.read(net, nets.init(net, 0)), dataset
     if args.weights is None and dataset is None:
         raise InputError(
             f"sampler {args.sampler} plans from weights, and none are named; give --weights, or "
             "--dataset for those that training wrote"
         )
     weights = target.weights_path(net, dataset.name if dataset else None)
-    return net, target.load_network(net, weights)
+    return net, target.load_network(net, weights), dataset
+
+
+def _images(net: nets.Net, network: Network, dataset: data.Dataset | None) -> int:
+    """How many images the workload has; chosen by a golden pass where the flags say so."""
+    args = flags.FLAGS
+    if args.workload is None:
+        return args.images or IMAGES
+    chosen = target.choose(network, *target.workload(net, dataset, args.images))
+    if not args.json:
+        print(f"workload: {chosen.indices.size:,} of {chosen.of:,} images, {chosen.reason}")
+    return chosen.indices.size
 
 
 def _print_rounds(plan: Plan, network: Network) -> None:

@@ -10,9 +10,12 @@ from absl import flags
 import jfi
 import nets
 from experiments import data
+from jfi import workload as workloads
 from jfi.campaign import Plan
+from jfi.embedding import embedding
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace
+from jfi.golden import golden_run
 from jfi.methods import LEVELS, units
 from jfi.rounds import METHODS
 from jfi.sampling import SAMPLERS, Request, check
@@ -53,6 +56,20 @@ def define_flags() -> None:
         None,
         "Parameter leaves to put faults in: a regular expression that matches their whole name, as "
         "'.*/bias' or 'layer1_.*'. Default: the kernels of all convolution and dense layers.",
+    )
+    flags.DEFINE_string(
+        "workload",
+        None,
+        "Of these images, those to judge faults on: METRIC:top:N, the N most challenging; "
+        "METRIC:central:EPSILON, within EPSILON of the border of two classes; "
+        "METRIC:pre_plateau:SLOPE; random:N:SEED; METRIC alone: all, the most challenging first, "
+        f"for --measure=detect. METRIC is of {', '.join(workloads.METRICS)}. Default: all.",
+    )
+    flags.DEFINE_string(
+        "workload_layer",
+        None,
+        "With the metrics kennard_stone: the kernel (fc2/kernel) of the layer whose output images "
+        "are told apart by. Default: what the last one takes in.",
     )
     flags.DEFINE_float("error_margin", 0.01, "Error margin e wanted, in (0, 1).")
     flags.DEFINE_float("confidence", 0.99, "Confidence of margins and intervals, in (0, 1).")
@@ -122,3 +139,18 @@ def workload(net: nets.Net, dataset: data.Dataset, images: int | None) -> tuple[
         np.asarray(nets.normalise(net, dataset.x_test[:images])),
         dataset.y_test[:images],
     )
+
+
+def choose(network: Network, images: np.ndarray, labels: np.ndarray) -> workloads.Selection | None:
+    """The images that the flag asks for, by one golden pass; None where it asks for none.
+
+    Raises:
+      InputError: a workload that is unknown or empty.
+    """
+    args = flags.FLAGS
+    if args.workload is None:
+        return None
+    seen = workloads.golden_pass(golden_run(network, images).logits, labels)
+    if args.workload.startswith("kennard_stone"):
+        seen = seen._replace(embedding=embedding(network, images, args.workload_layer))
+    return workloads.select(args.workload, seen)

@@ -141,6 +141,7 @@ def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str,
         "sites": [site.name for site in plan.space.sites],
         "strata": [stratum._asdict() for stratum in plan.strata],
         "images": len(engine.images),
+        "workload": engine.workload,
         "quantile": plan.request.quantile,
         "precision": "float32 products in full (no TF32)",
         "screen": engine.screen,
@@ -167,7 +168,7 @@ def run(
       measure: what is asked of every fault (`Engine.run`).
       verify_pairs: pairs to run again naively at the end (`jfi.verify`); where the engine screens,
         at least `AUDIT`.
-      keep_bits: record which images each fault is critical for.
+      keep_bits: record which images each fault is critical for, and masked if told.
 
     Returns:
       `population`, `injections`, `estimates` (one object a unit), `verify`, `decided` (pairs by

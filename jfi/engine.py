@@ -27,6 +27,7 @@ from jfi.sites import Network
 from jfi.split import image_bytes, split
 from jfi.taps import Tap
 from jfi.whole import Block, Pairs, SiteProgram
+from jfi.workload import Selection
 
 # What is asked of every fault: its outcome class on every image; whether it is critical for each
 # image; or only whether it is critical for any.
@@ -49,10 +50,13 @@ class Engine:
       hardware: what to run on, by default all local devices.
       screen: a name of `jfi.screen.REDUCED`: the measures critical and detect then run pairs in
         that precision first, and in full where it leaves a doubt.
+      workload: how the images were chosen (`jfi.workload`); `detect` then presents them as they
+        are given, else in order of golden margin.
 
     Raises:
-      InputError: images or labels of the wrong shape or range; a golden output that is not
-        finite, or that depends on the other images of the batch; an unknown screen.
+      InputError: images or labels of the wrong shape or range, or not as many as the workload's;
+        a golden output that is not finite, or that depends on the other images of the batch; an
+        unknown screen.
     """
 
     def __init__(
@@ -65,12 +69,14 @@ class Engine:
         memory: int = MEMORY,
         hardware: Hardware | None = None,
         screen: str | None = None,
+        workload: Selection | None = None,
     ):
         self.network, self.screen = network, _check_screen(screen)
         self.hardware = all_devices() if hardware is None else hardware
         self.images = _check_images(network, images)
         self.golden = golden_run(network, self.images)
         self.labels = _check_labels(labels, self.golden.logits.shape)
+        self.workload = _check_workload(workload, len(self.images))
         self.sites = tuple(sites)
         self._memory = memory
         self._leaves = self.hardware.share(network.leaves)
@@ -114,8 +120,8 @@ class Engine:
 
     def _detected(self, told: Outcomes, codes: np.ndarray) -> Outcomes:
         """What is known when a fault was dropped at the first images it was critical for."""
-        hit = (codes[:, self._by_margin] & outcomes.CRITICAL) != 0
-        first = np.where(hit.any(axis=1), self._by_margin[hit.argmax(axis=1)], -1)
+        hit = (codes[:, self._order] & outcomes.CRITICAL) != 0
+        first = np.where(hit.any(axis=1), self._order[hit.argmax(axis=1)], -1)
         unsaid = dict.fromkeys(("non_finite", "correct", "critical_bits"))
         return told._replace(
             critical=(first >= 0).astype(np.int32), first_critical=first.astype(np.int32), **unsaid
@@ -180,8 +186,8 @@ class Engine:
         if only is not None:
             order = np.flatnonzero(only.any(axis=0))
         if detect:
-            # Images near their decision boundary show most faults; a dropped fault saves the rest.
-            order, most = self._by_margin, min(most, DETECT_BLOCK)
+            # The first images show most faults; a dropped fault saves the rest.
+            order, most = self._order, min(most, DETECT_BLOCK)
         parts = blocks(order.size, most)
         size = self.hardware.round_up(parts[0].stop)
         for part in parts:
@@ -352,8 +358,10 @@ class Engine:
         return self._at_cuts[1]
 
     @cached_property
-    def _by_margin(self) -> np.ndarray:
-        """Images, the one nearest to another answer first."""
+    def _order(self) -> np.ndarray:
+        """Images as `detect` presents them: as chosen, or those nearest to another answer first."""
+        if self.workload is not None:
+            return np.arange(len(self.images))
         return np.argsort(self.golden.margin, kind="stable")
 
     @cached_property
@@ -381,6 +389,12 @@ def _check_screen(screen: str | None) -> str | None:
         known = ", ".join(screening.REDUCED)
         raise InputError(f"screen {screen!r} is unknown; choose from {known}, or None for none")
     return screen
+
+
+def _check_workload(workload: Selection | None, images: int) -> Selection | None:
+    if workload is not None and workload.indices.size != images:
+        raise InputError(f"workload has {workload.indices.size} images; {images} were given")
+    return workload
 
 
 def _positions(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -130,6 +130,7 @@ def write_report(
         f"# Faults in {config.get('net', 'the network')}",
         *[sentence(e, manifest, measured.get("images")) for e in _of(estimates, "network")],
         *[f"> **Note.** {line}" for line in warnings(estimates, config.get("error_margin"))],
+        *_workload_part(manifest.get("workload")),
         *_truth_part(estimates, truth),
         *[f"![{title}]({name})" for title, name in figures],
         *_tables(estimates, truth),
@@ -177,6 +178,21 @@ def _model(config: Mapping[str, Any]) -> str:
 
 def _confidence(config: Mapping[str, Any]) -> str:
     return f"{100 * config.get('confidence', 0.99):g}%"
+
+
+def _workload_part(workload: Mapping[str, Any] | None) -> list[str]:
+    """What choosing the images saves, and what it may miss."""
+    if not workload:
+        return []
+    chosen, of = len(workload["indices"]), workload["of"]
+    judged = f"The workload is {chosen:,} of {of:,} images: {workload['reason']}."
+    if chosen == of:
+        return [f"{judged} It leaves none out."]
+    return [
+        f"{judged} That saves {1 - chosen / of:.1%} of the inferences. A fault that is critical "
+        f"only for some of the {of - chosen:,} images left out counts as not critical here: on all "
+        f"{of:,} images the share of critical faults is as large or larger."
+    ]
 
 
 def _truth_part(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) -> list[str]:

@@ -266,6 +266,28 @@ def test_another_truth_is_refused(script, tmp_path, exhaustive, lenet_weights, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("measure", ["critical", "detect"])
+def test_a_workload_is_the_campaign_of_its_images(
+    script, exhaustive, lenet_weights, measure, tmp_path
+):
+    arguments = [*flags_of(tmp_path, lenet_weights, "exhaustive"), f"--measure={measure}"]
+    ended = script(campaign, *arguments, "--workload=margin:top:5")
+    assert ended.status == 0, ended.err
+    assert "workload: 5 of 20 images, margin the 5 lowest" in ended.out
+    manifest = records.read_manifest(tmp_path)
+    assert manifest["config"]["workload"] == "margin:top:5" and manifest["images"] == 5
+    chosen = manifest["workload"]["indices"]
+    assert len(set(chosen)) == 5 and manifest["workload"]["of"] == 20
+    found, whole = (
+        records.read_summary(folder)["estimates"][0]["critical"]
+        for folder in (tmp_path, exhaustive)
+    )
+    assert 0 < found <= whole
+    assert "That saves 75.0% of the inferences" in (tmp_path / "report.md").read_text()
+    ended = script(campaign, *arguments, "--workload=margin:top:6")
+    assert ended.status == 2 and 'workload was "margin:top:5", is "margin:top:6"' in ended.err
+
+
 def test_an_explicit_list_is_injected_in_its_order(script, own_folder, lenet_weights):
     listed = [("fc3/kernel", 5, 30, "flip"), ("fc1/bias", 0, 31, "stuck_at_1")] * 2
     rows = "".join(",".join(map(str, row)) + "\n" for row in listed)

@@ -104,6 +104,17 @@ def test_expected_time_is_of_the_work_that_is_planned(script):
     assert one - none == pytest.approx(two - one, rel=1e-3)
 
 
+def test_a_workload_is_chosen_and_counted(script, lenet_weights, own_folder):
+    named = ("--dataset=digits", f"--weights={lenet_weights}", "--sampler=network_wise")
+    found = planned(script, *named, "--workload=el2n:top:7")
+    assert found["images"] == 7
+    assert planned(script, *named, "--workload=margin", "--images=50")["images"] == 50
+    ended = script(plan, *named, "--workload=deepgini:top:7")
+    assert "workload: 7 of 360 images, deepgini the 7 highest" in ended.out
+    ended = script(plan, "--workload=el2n:top:7")
+    assert ended.status == 2 and "name them with --dataset" in ended.err
+
+
 def test_data_aware_needs_weights(script, own_folder):
     ended = script(plan, "--sampler=data_aware")
     assert ended.status == 2

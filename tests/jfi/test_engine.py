@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import jfi
-from jfi import bits, engine, outcomes, verify
+from jfi import bits, engine, outcomes, verify, workload
 from jfi.faults import Faults
 
 RNG = np.random.default_rng(0)
@@ -174,6 +174,27 @@ def test_every_measure_gives_the_same_verdicts(name):
         judged = done.inferred + done.certified
         np.testing.assert_array_equal(judged, np.where(same, 0, len(IMAGES)))
     assert (detect.inferred <= critical.inferred).all()
+
+
+def test_detect_presents_a_chosen_workload_as_it_is_given(monkeypatch):
+    """Blocks of one image: a fault is judged up to the first it is critical for, and no further."""
+    monkeypatch.setattr(engine, "DETECT_BLOCK", 1)
+    whole = make("plain")
+    faults = every_bit(whole, words=3)
+    bits = np.unpackbits(whole.run(faults, keep_bits=True).critical_bits, axis=1)[:, : len(IMAGES)]
+    rows = np.random.default_rng(0).permutation(len(IMAGES))[:7]
+    chosen = workload.Selection(rows, "by chance", len(IMAGES))
+    network, pick = whole.network, whole.images[rows]
+    runner = jfi.Engine(network, pick, LABELS[rows], whole.sites, workload=chosen)
+    done = runner.run(faults, "detect")
+    hit = bits[:, rows].astype(bool)
+    first = np.where(hit.any(1), hit.argmax(1), -1)
+    np.testing.assert_array_equal(done.first_critical, first)
+    judged = np.where(hit.any(1), first + 1, rows.size)
+    same = runner.identity(faults)
+    np.testing.assert_array_equal(done.inferred + done.certified, np.where(same, 0, judged))
+    with pytest.raises(jfi.InputError, match="workload has 7 images; 6 were given"):
+        jfi.Engine(network, pick[1:], LABELS[rows[1:]], whole.sites, workload=chosen)
 
 
 def test_unknown_measure():

@@ -77,6 +77,17 @@ def test_table_is_aligned_text_with_truth_beside_the_interval():
     assert report.table([]).splitlines() == ["  ".join(report.COLUMNS)]
 
 
+def test_a_chosen_workload_says_what_it_saves_and_may_miss(tmp_path):
+    def told(chosen):
+        workload = {"indices": list(range(chosen)), "reason": "el2n the highest", "of": 10_000}
+        return report.write_report(tmp_path, {**MANIFEST, "workload": workload}, []).read_text()
+
+    assert "211 of 10,000 images: el2n the highest. That saves 97.9% of the inf" in told(211)
+    assert "only for some of the 9,789 images left out" in told(211)
+    assert "It leaves none out" in told(10_000) and "saves" not in told(10_000)
+    assert "workload" not in report.write_report(tmp_path, MANIFEST, []).read_text()
+
+
 def test_the_network_is_put_in_words():
     text = report.sentence(unit(), MANIFEST, images=128)
     assert text == (
