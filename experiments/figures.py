@@ -86,6 +86,25 @@ def samples(
     _save(figure, path)
 
 
+def stacked(path: Path, shares: Mapping[str, Mapping[str, float]]) -> None:
+    """Shares of outcomes, one bar a network (SpikingJET, Figure 2).
+
+    Args:
+      shares: by network, the share of each outcome, in [0, 1], in the order to stack them.
+    """
+    figure, axes = _canvas((max(4.0, 1.5 + 1.6 * len(shares)), 4.2))
+    names = list(dict.fromkeys(name for own in shares.values() for name in own))
+    below = np.zeros(len(shares))
+    for k, name in enumerate(names):
+        part = 100 * np.array([own.get(name, 0.0) for own in shares.values()])
+        colour = None if k < 2 * len(COLOURS) else TRUTH
+        axes.bar(range(len(shares)), part, 0.6, bottom=below, label=name, color=colour)
+        below = below + part
+    axes.set_xticks(range(len(shares)), list(shares), fontsize="small")
+    axes.set_ylabel("pairs, %")
+    _save(figure, path)
+
+
 def _ticks(found: Mapping[str, Sequence]) -> list[tuple[int, int]]:
     """(place, number) of every sample; methods are one place apart."""
     starts = np.cumsum([0, *(len(own) + 1 for own in found.values())])
