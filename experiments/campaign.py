@@ -30,7 +30,7 @@ from jfi.screen import REDUCED
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits measure screen levels workload workload_layer".split()
+    "keep_bits measure screen levels workload workload_layer activations".split()
 )
 MEBIBYTE = 1 << 20
 QUIET_SECONDS = 30  # between lines of progress where there is no terminal
@@ -109,7 +109,7 @@ def main() -> int | None:
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
     images, labels = target.workload(net, dataset, args.images)
-    network = target.load_network(net, target.weights_path(net, dataset.name))
+    network = target.load_network(net, target.weights_path(net, dataset.name), args.activations)
     plan = _plan(network)
     chosen = target.choose(network, images, labels)
     if chosen is not None:

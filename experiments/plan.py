@@ -108,14 +108,14 @@ def _network() -> tuple[nets.Net, Network, data.Dataset | None]:
         raise InputError(f"workload {args.workload} chooses from images; name them with --dataset")
     net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
     if args.weights is None and args.workload is None and args.sampler not in FROM_WEIGHTS:
-        return net, target.read(net, nets.init(net, 0)), dataset
+        return net, target.read(net, nets.init(net, 0), args.activations), dataset
     if args.weights is None and dataset is None:
         raise InputError(
             f"sampler {args.sampler} plans from weights, and none are named; give --weights, or "
             "--dataset for those that training wrote"
         )
     weights = target.weights_path(net, dataset.name if dataset else None)
-    return net, target.load_network(net, weights), dataset
+    return net, target.load_network(net, weights, args.activations), dataset
 
 
 def _images(net: nets.Net, network: Network, dataset: data.Dataset | None) -> int:

@@ -1,5 +1,6 @@
 """What is under test, from the flags that plan and campaign share: network, weights, workload."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,13 +50,23 @@ def define_flags() -> None:
         f"Units that samplers in rounds reach the margin for: {', '.join(LEVELS)}.",
     )
     flags.DEFINE_enum(
-        "fault_model", "stuck_at", list(FAULT_MODELS), "Bits stuck at 0 and at 1, or flipped."
+        "fault_model",
+        "stuck_at",
+        list(FAULT_MODELS),
+        "Bits stuck at 0 and at 1, or flipped; spiking neurons that never fire (dead), fire at "
+        "every step (saturated), or have bits of beta, threshold and potential stuck (byzantine).",
     )
     flags.DEFINE_string(
         "sites",
         None,
-        "Parameter leaves to put faults in: a regular expression that matches their whole name, as "
-        "'.*/bias' or 'layer1_.*'. Default: the kernels of all convolution and dense layers.",
+        "Where to put faults: a regular expression that matches whole names of parameter leaves, "
+        "as '.*/bias' or 'layer1_.*', and of run-time values, as 'lif1/spike' (broken at every "
+        "time step), 'lif1/spike@37' (at step 37) or 'lif1/spike@step' (at one that is drawn). "
+        "Default: the kernels of all convolution and dense layers, or where neurons have what the "
+        "fault model breaks.",
+    )
+    flags.DEFINE_bool(
+        "activations", False, "Make the output of every layer a site, as 'conv1/output'."
     )
     flags.DEFINE_string(
         "workload",
@@ -97,15 +108,16 @@ def request() -> Request:
     return Request(args.error_margin, args.confidence, args.t)
 
 
-def load_network(net: nets.Net, weights: str | Path) -> Network:
+def load_network(net: nets.Net, weights: str | Path, activations: bool = False) -> Network:
     """The network with its weights from a file."""
-    return read(net, nets.load(net, weights))
+    return read(net, nets.load(net, weights), activations)
 
 
-def read(net: nets.Net, variables: dict) -> Network:
-    """A network of `nets` as the engine takes it."""
+def read(net: nets.Net, variables: dict, activations: bool = False) -> Network:
+    """A network of `nets` as the engine takes it; with `activations`, layers' outputs are sites."""
     image = jax.ShapeDtypeStruct(net.input_shape, jnp.float32)
-    return jfi.network(net.module.apply, variables, image)
+    apply = nets.apply_named if activations else nets.apply
+    return jfi.network(partial(apply, net), variables, image)
 
 
 def weights_path(net: nets.Net, dataset: str | None) -> Path:

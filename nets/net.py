@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from nets.layers import depthwise_by_taps
 
@@ -63,6 +64,22 @@ def _init(module: nn.Module, key: jax.Array, image: jax.Array) -> dict:
 def apply(net: Net, variables: dict, x: jax.Array) -> jax.Array:
     """Logits [B, num_classes] of normalised images [B, H, W, C]; BN in inference mode."""
     return net.module.apply(variables, x)
+
+
+def apply_named(net: Net, variables: dict, x: jax.Array) -> jax.Array:
+    """As `apply`, with the output of every layer named for JAX: `conv1/output`, `layer1_0/output`.
+
+    Names (`jax.ad_checkpoint.checkpoint_name`) change no number; they say where a value is made.
+    """
+
+    def name(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name != "__call__" or not context.module.path:
+            return out
+        return checkpoint_name(out, "/".join((*context.module.path, "output")))
+
+    with nn.intercept_methods(name):
+        return apply(net, variables, x)
 
 
 def fast(net: Net) -> Net:

@@ -318,3 +318,20 @@ def test_a_disagreement_fails_the_run(script, tmp_path, monkeypatch, lenet_weigh
     assert ended.status == 1
     assert ended.err.startswith("error: verification failed: fc3/kernel index")
     assert records.read_summary(tmp_path)["verify"]["disagreements"] > 0
+
+
+@pytest.mark.parametrize("when", ["", "@step", "@0"])
+def test_faults_in_activations_of_lenet(script, tmp_path, lenet_weights, when):
+    arguments = flags_of(tmp_path, lenet_weights, "layer_wise")
+    ended = script(
+        campaign, *arguments, "--activations", f"--sites=(conv1|fc1)/output{when}",
+        "--error_margin=0.05", "--verify=150",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    found = records.read_summary(tmp_path)
+    assert found["verify"]["pairs"] == 150 and not found["verify"]["disagreements"]
+    layers = [unit for unit in found["estimates"] if unit["level"] == "layer"]
+    assert [unit["unit"] for unit in layers] == [f"conv1/output{when}", f"fc1/output{when}"]
+    assert all(0 < unit["estimate"] < 0.5 for unit in layers)
+    names = set(records.read_shard(tmp_path, 0))
+    assert ("step" in names) == bool(when)

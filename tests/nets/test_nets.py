@@ -1,5 +1,7 @@
 """The registry and the networks: names, shapes, types, normalisation, bad input."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,14 @@ def test_build_says_what_is_wrong(arguments, message):
     with pytest.raises(nets.NetError) as error:
         nets.build(**arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet20"])
+def test_naming_layers_changes_no_number(name):
+    net = nets.build(name)
+    variables = nets.init(net, 0)
+    x = np.random.default_rng(0).normal(size=(2, *net.input_shape)).astype("f4")
+    plain, named = (jax.jit(partial(f, net)) for f in (nets.apply, nets.apply_named))
+    np.testing.assert_array_equal(plain(variables, x), named(variables, x))
+    text = str(jax.make_jaxpr(partial(nets.apply_named, net))(variables, x))
+    assert "name=conv1/output" in text and "output" not in str(jax.make_jaxpr(plain)(variables, x))
