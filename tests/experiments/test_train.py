@@ -22,11 +22,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import nets
-from experiments import data, train
+from experiments import data, events, train
 from jfi.errors import InputError
 from nets.net import Net
 
 ROOT = Path(__file__).resolve().parents[2]
+NMNIST = ROOT.parent / "shared" / "data" / "nmnist" / "NMNISTsmall"
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +327,78 @@ def test_script_answers_bad_input_with_one_line_and_status_2(script, own_folder,
     assert ended.status == 2
     assert message in ended.err and ended.err.startswith("error: ")
     assert len(ended.err.splitlines()) == 1
+
+
+def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [B, 20, 4, 4, 2] that spike on the left (0) or on the right (1), and which."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, count).astype(np.int32)
+    rate = np.where((np.arange(4) // 2 == labels[:, None])[:, None, None, :, None], 0.3, 0.1)
+    return (draw.random((count, 20, 4, 4, 2)) < rate).astype(np.float32), labels
+
+
+def sides() -> data.Dataset:
+    return data.Dataset("sides", *halves(256, 0), *halves(100, 1))
+
+
+@pytest.mark.parametrize("gradient", ["atan", "fast_sigmoid"])
+def test_spiking_nets_learn_through_surrogate_gradients(gradient):
+    net = nets.build("snn_nmnist", (20, 4, 4, 2), 2)
+    recipe = train.Recipe(epochs=5, surrogate=gradient)
+    state, history = train.train(net, sides(), recipe)
+    assert history[-1].accuracy > 0.9 and history[-1].loss < history[0].loss
+    before = nets.init(net, 0)["params"]
+    for layer in ("fc1", "lif1", "fc2", "lif2"):
+        for leaf, values in state.params[layer].items():
+            assert not np.array_equal(values, before[layer][leaf]), f"{layer}/{leaf}"
+
+
+def test_the_surrogate_asked_for_is_the_one_used():
+    net = nets.build("snn_nmnist", (20, 4, 4, 2), 2)
+    recipe = train.Recipe(epochs=1)  # the net's own is atan
+    usual, same, other = (
+        train.train(net, sides(), recipe._replace(surrogate=name)).state.params
+        for name in (None, "atan", "fast_sigmoid")
+    )
+    assert_same(usual, same)
+    assert not np.array_equal(usual["fc1"]["kernel"], other["fc1"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "message"),
+    [
+        ("lenet", train.Recipe(surrogate="atan"), "lenet is no spiking network"),
+        ("snn_nmnist", train.Recipe(augment="crop"), "snn_nmnist takes no images; none is right"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_net_is_told(name, recipe, message, digits):
+    dataset, shape = (digits, (8, 8, 1)) if name == "lenet" else (sides(), (20, 4, 4, 2))
+    with pytest.raises(InputError, match=message):
+        train.train(nets.build(name, shape), dataset, recipe)
+
+
+def test_a_spiking_net_is_trained_by_the_script(own_folder, script):
+    x_train, y_train = halves(64, 0)
+    arrays = {"x_train": x_train.astype(np.uint8), "y_train": y_train, "frames": "by hand"}
+    np.savez("sides.npz", x_test=arrays["x_train"], y_test=y_train, **arrays)
+    ended = script(
+        train, "--net=snn_nmnist", "--dataset=sides.npz", "--epochs=1", "--surrogate=fast_sigmoid"
+    )
+    assert ended.status == 0, ended.err
+    net = nets.build("snn_nmnist", (20, 4, 4, 2))
+    assert nets.load(net, "weights/snn_nmnist_sides.safetensors")["params"]["lif1"]
+    assert "fast_sigmoid" in Path("weights/snn_nmnist_sides.md").read_text()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not NMNIST.is_dir(), reason="no ../shared with N-MNIST's event files")
+def test_nmnist_is_learnt_from_real_events():
+    binning = events.Binning(50, every=2)
+    arrays = events.load("nmnist", NMNIST, binning)
+    halves = (arrays[key].astype(np.float32) for key in ("x_train", "x_test"))
+    dataset = data.Dataset(
+        "nmnist", next(halves), arrays["y_train"], next(halves), arrays["y_test"]
+    )
+    net = nets.build("snn_nmnist", (50, 17, 17, 2))
+    history = train.train(net, dataset, train.Recipe(epochs=5)).history
+    assert history[-1].accuracy >= 0.7
