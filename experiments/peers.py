@@ -28,13 +28,15 @@ from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import Faults
 from jfi.sites import Network
-from nets import lenet, mobilenet, resnet
+from nets import lenet, mobilenet, resnet, spiking
 from nets.net import Net
 
 LAYERS = (nn.Conv2d, nn.Linear)
 LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TOLERANCE = 1e-4  # of the logits, absolute
+# What a model may hold that we have no values for: BN's count, snnTorch's reset and size of spikes.
+WITHOUT_VALUES = ("num_batches_tracked", "reset_mechanism_val", "graded_spikes_factor")
 
 
 class Block(nn.Module):
@@ -148,7 +150,7 @@ def module(net: Net, network: Network) -> nn.Module:
     }
     model.load_state_dict(state, strict=False)
     missing = [name for name in model.state_dict() if name not in state]
-    if any(not name.endswith("num_batches_tracked") for name in missing):
+    if any(not name.endswith(WITHOUT_VALUES) for name in missing):
         raise InputError(f"the PyTorch model of {net.name} has no values for {missing[0]}")
     return model.eval()
 
@@ -162,9 +164,13 @@ def _blank(net: Net) -> nn.Module:
             return ResNet(blocks, net.input_shape[2], net.num_classes)
         case mobilenet.MobileNetV2():
             return MobileNetV2(net)
+        case spiking.SpikingDense() | spiking.SpikingRecurrent() | spiking.SpikingConv():
+            from experiments.spiking_peer import SpikingModel  # needs snnTorch
+
+            return SpikingModel(net)
     raise InputError(
         f"net {net.name} has no PyTorch model here; "
-        "lenet, resnet20 to resnet56 and mobilenetv2 have"
+        "lenet, resnet20 to resnet56, mobilenetv2 and spiking networks have"
     )
 
 
@@ -219,8 +225,11 @@ def peer(net: Net, engine: Engine, *, batch: int, layout: str, compiled: bool) -
     """The peer at these settings, on the kind of device that JAX uses.
 
     Raises:
-      InputError: its logits differ from ours, or it has no model of the network.
+      InputError: its logits differ from ours, it has no model of the network, or that takes trains
+        of spikes, of which `experiments.spiking_peer` has the loop.
     """
+    if len(net.input_shape) != 3:
+        raise InputError(f"net {net.name} takes no images; experiments.spiking_peer is its peer")
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     _full_precision()
     model = module(net, engine.network).to(device, memory_format=LAYOUTS[layout])
@@ -229,7 +238,7 @@ def peer(net: Net, engine: Engine, *, batch: int, layout: str, compiled: bool) -
     forward, batches = _forward(compiled), list(images.split(batch))
     with torch.inference_mode():
         logits = torch.cat([forward(model, batch) for batch in batches])
-    _check(net, logits.cpu().numpy(), engine.golden.logits)
+    check_logits(net, logits.cpu().numpy(), engine.golden.logits)
     return Peer(model, forward, batches, logits.argmax(1), _layers(net, engine, model))
 
 
@@ -247,7 +256,8 @@ def _forward(compiled: bool) -> Callable[[nn.Module, Any], Any]:
     return torch.compile(forward, dynamic=False) if compiled else forward
 
 
-def _check(net: Net, logits: np.ndarray, ours: np.ndarray) -> None:
+def check_logits(net: Net, logits: np.ndarray, ours: np.ndarray) -> None:
+    """Raise InputError where a model's logits [B, C] are further from ours than rounding goes."""
     apart = float(np.abs(logits - ours).max())
     if not apart <= TOLERANCE:
         raise InputError(

@@ -198,7 +198,7 @@ def test_a_model_that_is_another_network_is_refused(lenet):
     apart = peers.module(lenet.net, network)
     logits = apart(torch.tensor(lenet.engine.images.transpose(0, 3, 1, 2))).detach().numpy()
     with pytest.raises(InputError, match=r"lenet gives logits .* away from ours"):
-        peers._check(lenet.net, logits, lenet.engine.golden.logits)
+        peers.check_logits(lenet.net, logits, lenet.engine.golden.logits)
 
 
 # --- The rows and the script
