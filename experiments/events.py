@@ -4,8 +4,10 @@
                    Train/<digit>/*.bin and Test/<digit>/*.bin, as published, or <number>.bs2 with
                    lists train*.txt and test*.txt of lines "number digit"
     shd            Spiking Heidelberg Digits: shd_train.h5, shd_test.h5; 700 channels, 20 classes
-    dvs128gesture  DVS128 Gesture, 128x128 pixels, two polarities: <class>.bs2, in the coding of
-                   N-MNIST's files, classes from 1; all of them test recordings
+    dvs128gesture  DVS128 Gesture, 128x128 pixels, two polarities, 11 classes; either
+                   ibmGestureTrain/<user>/<class>.npy and ibmGestureTest/..., as tonic's download
+                   unpacks them, classes from 0, or <class>.bs2 in the coding of N-MNIST's files,
+                   classes from 1, all of them test recordings
 
 A binning says how a recording becomes frames of counts [T, H, W, P] or [T, channels]. The usual
 ones are those of SpikingJET (A. B. Gogebakan et al., ETS 2024), as its released tool feeds its
@@ -148,11 +150,26 @@ def _nmnist(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def _gestures(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Ten or so recordings named by their class, from 1; no training half."""
-    found = [path for path in folder.glob("*.bs2") if path.stem.isdecimal()] * (split == "test")
-    files = sorted(found, key=lambda path: int(path.stem))
-    sensor = SOURCES["dvs128gesture"].sensor
-    return ((_read_camera(path, sensor), int(path.stem) - 1) for path in files)
+    """Of one split, in the order of users and classes; recordings by number alone are for tests."""
+    sensor, numbered = SOURCES["dvs128gesture"].sensor, []
+    if split == "test":
+        numbered = [path for path in folder.glob("*.bs2") if path.stem.isdecimal()]
+    for path in sorted(numbered, key=lambda path: int(path.stem)):
+        yield _read_camera(path, sensor), int(path.stem) - 1
+    unpacked = folder.glob(f"ibmGesture{split.title()}/*/*.npy")
+    for path in sorted(unpacked, key=lambda path: (path.parent.name, int(path.stem))):
+        yield _read_gesture(path, sensor), int(path.stem)
+
+
+def _read_gesture(path: Path, sensor: tuple[int, int, int]) -> np.ndarray:
+    """Events of an array [E, 4] of x, y, polarity and milliseconds."""
+    from tonic import io
+
+    try:
+        x, y, p, t = np.load(path, allow_pickle=False).T
+    except (ValueError, EOFError) as error:
+        raise InputError(f"events {path}: truncated, or no array [E, 4] of events") from error
+    return _inside(path, io.make_structured_array(x, y, t * 1000, p), sensor)
 
 
 def _read_camera(path: Path, sensor: tuple[int, int, int]) -> np.ndarray:
@@ -163,7 +180,11 @@ def _read_camera(path: Path, sensor: tuple[int, int, int]) -> np.ndarray:
         raise InputError(f"events {path}: no such file")
     if path.stat().st_size % EVENT_BYTES:
         raise InputError(f"events {path}: {path.stat().st_size} bytes; {EVENT_BYTES} an event")
-    events = io.read_mnist_file(path, io.events_struct)
+    return _inside(path, io.read_mnist_file(path, io.events_struct), sensor)
+
+
+def _inside(path: Path, events: np.ndarray, sensor: tuple[int, int, int]) -> np.ndarray:
+    """The events; InputError where one is off the sensor."""
     outside = (events["x"] >= sensor[0]) | (events["y"] >= sensor[1])
     if outside.any():
         x, y = (int(events[axis][outside][0]) for axis in "xy")

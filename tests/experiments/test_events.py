@@ -159,6 +159,50 @@ def test_gestures_are_named_by_their_class(tmp_path):
     assert dataset.y_test.tolist() == [1, 9] and dataset.x_train is None
 
 
+def test_gestures_as_tonic_unpacks_them(tmp_path):
+    """The published sizes: 100 files and more, or tonic downloads them. Its reading is ours."""
+    from tonic.datasets import DVSGesture
+
+    folder, rng = tmp_path / "DVSGesture", np.random.default_rng(7)
+    for user in range(24, 34):
+        for label in range(11):
+            path = folder / "ibmGestureTest" / f"user{user}_led" / f"{label}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            t = np.sort(rng.integers(0, 2000, 30))
+            np.save(path, np.column_stack([rng.integers(0, 128, (30, 2)), t % 2, t]).astype(float))
+    (folder / DVSGesture.test_filename).write_bytes(b"")
+    binning = Binning(4, "window", 500_000)
+    ours = events.load("dvs128gesture", folder, binning)
+    theirs = DVSGesture(str(tmp_path), train=False)
+    order = sorted(range(110), key=lambda i: (theirs.users[i], theirs.targets[i]))
+    assert ours["y_test"].tolist() == [theirs.targets[i] for i in order]
+    for i in (0, 57, 109):
+        found = events.frames(theirs[order[i]][0], (128, 128, 2), binning)
+        np.testing.assert_array_equal(ours["x_test"][i], found)
+    np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match=r"10\.npy: truncated, or no array \[E, 4\]"):
+        events.load("dvs128gesture", folder, binning)
+
+
+def test_heidelberg_digits_as_tonic_reads_them(tmp_path):
+    from tonic.datasets import SHD
+
+    draw = np.random.default_rng(8)
+    trains = [
+        (np.sort(draw.random(n)).astype(np.float16), draw.integers(0, 700, n)) for n in (80, 120)
+    ]
+    write_shd(tmp_path / "shd_test.h5", trains, [3, 11])
+    theirs = SHD.__new__(SHD)  # its constructor wants the archive that the file came in
+    theirs.location_on_system, theirs.data_filename = str(tmp_path), "shd_test.h5"
+    theirs.transform = theirs.target_transform = None
+    ours = data.load("shd", tmp_path)
+    for i in range(2):
+        found, label = theirs[i]
+        expected = events.frames(found, (700, 1, 1), Binning(100))
+        np.testing.assert_array_equal(ours.x_test[i], expected)
+        assert ours.y_test[i] == label
+
+
 def test_the_command_writes_what_loads_the_same(tmp_path, script):
     folder, out = write_listed(tmp_path), tmp_path / "events.npz"
     ended = script(data, "--dataset=nmnist", f"--data_dir={folder}", f"--out={out}")
