@@ -176,7 +176,7 @@ def _blank(net: Net) -> nn.Module:
 
 def _leaves(network: Network) -> Iterator[tuple[str, str, np.ndarray]]:
     """(site name, last part of it, values) of every leaf."""
-    for site in network.sites:
+    for site in network.parameters:
         yield site.name, site.name.rpartition("/")[2], network.values(site)
 
 

@@ -155,7 +155,7 @@ def peer(net: Net, network: Network, x: np.ndarray, sites: Sequence[Site]) -> Pe
     with torch.inference_mode():
         logits = model(trains)
     peers.check_logits(net, logits.numpy(), np.asarray(network.apply(network.params, x)))
-    values = {site.name: network.values(site) for site in network.sites}
+    values = {site.name: network.values(site) for site in network.parameters}
     return Peer(net, model, trains, logits.argmax(1), tuple(sites), values)
 
 
@@ -213,11 +213,6 @@ def _run_with_state(peer: Peer, site: Site, index: int, bit: int, polarity: int,
 
 
 def _breaking(bit: int, polarity: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What sets or flips one bit of float32 numbers."""
-    mask = torch.tensor(np.uint32(1 << bit).view(np.int32))
-    change = {
-        bits.STUCK_AT_0: lambda words: words & ~mask,
-        bits.STUCK_AT_1: lambda words: words | mask,
-        bits.FLIP: lambda words: words ^ mask,
-    }
-    return lambda values: change[polarity](values.view(torch.int32)).view(torch.float32)
+    """What breaks float32 numbers."""
+    keep, change = (torch.tensor(m.view(np.int32)) for m in bits.masks(np.float32, bit, polarity))
+    return lambda values: ((values.view(torch.int32) & keep) ^ change).view(torch.float32)

@@ -131,7 +131,7 @@ def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str,
         "config": dict(config),
         "hashes": {
             "parameters": records.hash_arrays(
-                (name, np.asarray(network.leaves[at])) for name, at in network.positions.items()
+                (site.name, network.values(site)) for site in network.parameters
             ),
             "images": records.hash_arrays([("images", engine.images)]),
             "labels": records.hash_arrays([("labels", engine.labels)]),

@@ -53,5 +53,5 @@ def _layers(network: Network) -> Iterator[tuple[str, tuple[Any, Any]]]:
     image = program.dependents(network.program, network.program.x)
     for number, eqn in products(network.program):
         taken = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in image]
-        if number in names and taken:
+        if number in names and taken and eqn.primitive.name != "scan":
             yield names[number], (taken[0], eqn.outvars[0])

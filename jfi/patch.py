@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
 from jfi import scans
 from jfi.convolution import Conv, numbers, taps
@@ -433,12 +434,14 @@ def step(
     out = rule(golden, eqn, values) if rule and local else None
     if out is not None:
         return [simplify(eqn.outvars[0], out)]
+    words = _words(scan, values) if scan else {}
     full = [
-        golden.whole(atom) if value is None else whole(golden, atom, value)
-        for atom, value in zip(eqn.invars, values, strict=True)
+        golden.whole(atom) if value is None or k in words else whole(golden, atom, value)
+        for k, (atom, value) in enumerate(zip(eqn.invars, values, strict=True))
     ]
-    if scan and faulted:
-        return scans.run(scan, full, {}, _change_whole(fault, now))
+    if scan and (faulted or words):
+        change = _change_whole(fault, now) if faulted else _unchanged
+        return scans.run(scan, full, {}, change, _products_with(scan, words, evaluate))
     return evaluate(eqn, full)
 
 
@@ -506,3 +509,54 @@ def _alone(golden: Golden, eqn, scan: scans.Scan, values, fault, now) -> list[An
         None if at is None else simplify(atom, Patch(at, out))
         for atom, at, out in zip(eqn.outvars, at_ends, outs, strict=True)
     ]
+
+
+def _unchanged(name, value, now):
+    return value
+
+
+def _words(scan: scans.Scan, values) -> dict[int, Patch]:
+    """Constants of a loop of which one word is faulty, and which the body only multiplies by.
+
+    They need not be written out: each product is the golden one, and a rank-one update.
+    """
+    return {
+        k: value
+        for k, value in enumerate(values[: scan.consts])
+        if isinstance(value, Patch)
+        and value.value.size == 1
+        and all(eqn.primitive.name == "dot_general" for eqn in scans.uses(scan, k))
+    }
+
+
+def _products_with(scan: scans.Scan, words: dict[int, Patch], evaluate):
+    """Evaluates equations of the body, products by faulty `words` from those by golden ones."""
+    faulty = {scan.body.jaxpr.invars[k]: word for k, word in words.items()}
+
+    def run(eqn, values):
+        out = evaluate(eqn, values)
+        patches = [faulty.get(a) if isinstance(a, core.Var) else None for a in eqn.invars]
+        if _only(patches) is None:
+            return out
+        at_hand = _AtHand(dict(zip([*eqn.invars, *eqn.outvars], [*values, *out], strict=True)))
+        return [whole(at_hand, eqn.outvars[0], _dot_general(at_hand, eqn, patches))]
+
+    return run
+
+
+class _AtHand(NamedTuple):
+    """A `Golden` over values that are there."""
+
+    values: dict[Any, Any]
+
+    def whole(self, atom):
+        return self.values[atom]
+
+    def block(self, atom, at):
+        start = [jnp.int32(0) if i is None else i for i in at]
+        sizes = [d if i is None else 1 for i, d in zip(at, shape(atom), strict=True)]
+        return lax.dynamic_slice(self.values[atom], start, sizes)
+
+    def padded(self, atom, config, start, sizes):
+        padded = lax.pad(self.values[atom], jnp.zeros((), self.values[atom].dtype), config)
+        return lax.dynamic_slice(padded, start, sizes)

@@ -171,8 +171,14 @@ class _Lanes:
             self.put(out, tuple(up))
 
 
-def run(scan: Scan, operands: Sequence[Any], blocks: dict[Any, At], change: Change) -> list[Any]:
-    """The outputs of the loop on operands cut to their blocks, with named values changed."""
+def run(
+    scan: Scan, operands: Sequence[Any], blocks: dict[Any, At], change: Change, evaluate=bind
+) -> list[Any]:
+    """The outputs of the loop on operands cut to their blocks, with named values changed.
+
+    Args:
+      evaluate: `(eqn, values) -> outputs` of an equation of the body.
+    """
     jaxpr = scan.body.jaxpr
 
     def step(carry, now_and_inputs):
@@ -184,7 +190,9 @@ def run(scan: Scan, operands: Sequence[Any], blocks: dict[Any, At], change: Chan
             return atom.val if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
-            outs = _bind(eqn, [value(atom) for atom in eqn.invars], blocks)
+            values = [value(atom) for atom in eqn.invars]
+            sizes = _sizes(eqn, blocks)
+            outs = evaluate(eqn, values) if sizes is None else [_broadcast(eqn, values[0], sizes)]
             if eqn.primitive.name == "name":
                 outs = [change(eqn.params["name"], outs[0], now)]
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -198,9 +206,19 @@ def run(scan: Scan, operands: Sequence[Any], blocks: dict[Any, At], change: Chan
     return [*carry, *over_time]
 
 
-def _bind(eqn, values: Sequence[Any], blocks: dict[Any, At]) -> list[Any]:
+def _sizes(eqn, blocks: dict[Any, At]) -> list[int] | None:
+    """What a broadcast makes of a block; None of any other equation."""
     at = blocks.get(eqn.outvars[0])
     if at is None or eqn.primitive.name != "broadcast_in_dim":
-        return bind(eqn, values)
-    sizes = [1 if i is not None else d for i, d in zip(at, eqn.params["shape"], strict=True)]
-    return [lax.broadcast_in_dim(values[0], sizes, eqn.params["broadcast_dimensions"])]
+        return None
+    return [1 if i is not None else d for i, d in zip(at, eqn.params["shape"], strict=True)]
+
+
+def _broadcast(eqn, value, sizes: Sequence[int]):
+    return lax.broadcast_in_dim(value, sizes, eqn.params["broadcast_dimensions"])
+
+
+def uses(scan: Scan, operand: int) -> list[Any]:
+    """The equations of the body that use an operand."""
+    var = scan.body.jaxpr.invars[operand]
+    return [eqn for eqn in scan.body.jaxpr.eqns if any(atom is var for atom in eqn.invars)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jfi import taps
+from jfi import scans, taps
 from jfi.bits import has_words
 from jfi.errors import InputError
 from jfi.faults import MODEL_SITES, Site
@@ -37,6 +37,11 @@ class Network(NamedTuple):
     kernels: frozenset[str]
     positions: dict[str, int]  # site name -> number of its leaf
     taps: dict[str, Tap]  # name -> run-time value
+
+    @property
+    def parameters(self) -> tuple[Site, ...]:
+        """The sites that are parameters."""
+        return tuple(site for site in self.sites if site.name in self.positions)
 
     def source(self, site: Site) -> int | Tap:
         """Where a site is: the number of its parameter leaf, or the run-time value."""
@@ -162,16 +167,26 @@ def _used(program: Program) -> list[int]:
 
 
 def products(program: Program) -> Iterator[tuple[int, Any]]:
-    """(leaf, equation) of every leaf that enters a product as it is, laid out anew or scaled."""
+    """(leaf, equation) of every leaf that enters a product as it is, laid out anew or scaled.
+
+    A loop that multiplies by a constant, as a recurrent layer does, is such an equation too.
+    """
     image = dependents(program, program.x)
     source = {var: number for number, var in enumerate(program.leaves)}
     for eqn in program.eqns:
         atoms = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in source]
         if eqn.primitive.name in _PRODUCTS:
             yield from ((source[atom], eqn) for atom in atoms)
+        elif scan := scans.read(eqn):
+            inside = [eqn.invars[k] for k in range(scan.consts) if _multiplies(scan, k)]
+            yield from ((source[atom], eqn) for atom in atoms if atom in inside)
         elif eqn.outvars[0] not in image:
             same = [a for a in atoms if a.aval.size == eqn.outvars[0].aval.size]
             source.update((eqn.outvars[0], source[atom]) for atom in same[:1])
+
+
+def _multiplies(scan: scans.Scan, constant: int) -> bool:
+    return any(eqn.primitive.name in _PRODUCTS for eqn in scans.uses(scan, constant))
 
 
 def _check_dtype(site: Site, computed) -> None:

@@ -94,16 +94,18 @@ def site(tap: Tap, when: str | None = None) -> Site:
     Raises:
       InputError: a step that is none of the value's.
     """
+    # Of one image: a first axis of size 1 is that of the batch.
+    shape = tap.shape[1:] if tap.shape[:1] == (1,) else tap.shape
     if when is None:
-        return Site(tap.name, tap.shape, tap.dtype)
+        return Site(tap.name, shape, tap.dtype)
     if when == DRAWN:
-        return Site(f"{tap.name}@{DRAWN}", (tap.steps, *tap.shape), tap.dtype)
+        return Site(f"{tap.name}@{DRAWN}", (tap.steps, *shape), tap.dtype)
     if not when.isdecimal() or int(when) >= tap.steps:
         raise InputError(
             f"step {when!r} of {tap.name} is none of its {tap.steps}: give 0 to {tap.steps - 1}, "
             f"or {tap.name}@{DRAWN} for one that is drawn"
         )
-    return Site(f"{tap.name}@{int(when)}", tap.shape, tap.dtype)
+    return Site(f"{tap.name}@{int(when)}", shape, tap.dtype)
 
 
 def parse(name: str) -> tuple[str, str | None]:

@@ -51,7 +51,7 @@ def drawn(sites, count: int, polarity="stuck_at") -> Faults:
 
 def looped(network, x: np.ndarray, sites, fault, step: int) -> np.ndarray:
     """Spike counts of dense layers of leaky neurons, one step, layer and line at a time."""
-    values = {site.name: network.values(site) for site in network.sites}
+    values = {site.name: network.values(site) for site in network.parameters}
     number, index, bit, polarity = fault
     name = sites[number].name
     if name in values:
@@ -81,7 +81,7 @@ def looped(network, x: np.ndarray, sites, fault, step: int) -> np.ndarray:
 @pytest.mark.parametrize("name", SHAPES)
 def test_models_give_our_logits(name):
     net, network, x = subject(name)
-    peer = spiking_peer.peer(net, network, x, network.sites)
+    peer = spiking_peer.peer(net, network, x, network.parameters)
     assert peer.model(peer.x).std() > 0
     assert peer.golden.shape == (6,)
 
@@ -90,10 +90,10 @@ def test_models_give_our_logits(name):
 def test_faults_are_those_of_a_plain_loop(polarity):
     """Parameters and state, permanent and at one step: the same spike counts."""
     net, network, x = subject("snn_nmnist")
-    sites = [*network.sites, *state_sites("snn_nmnist")]
-    first = drawn(network.sites, 80, polarity)
-    then = drawn(sites[len(network.sites) :], 80, polarity)
-    then = then._replace(site=then.site + len(network.sites))
+    sites = [*network.parameters, *state_sites("snn_nmnist")]
+    first = drawn(network.parameters, 80, polarity)
+    then = drawn(sites[len(network.parameters) :], 80, polarity)
+    then = then._replace(site=then.site + len(network.parameters))
     faults = Faults(*map(np.concatenate, zip(first, then, strict=True)))
     in_state, numbers = np.arange(160) >= 80, np.arange(160)
     steps = np.where(in_state & (numbers % 2 == 0), numbers % 12, -1)
@@ -114,14 +114,14 @@ def test_faults_are_those_of_a_plain_loop(polarity):
 @pytest.mark.parametrize("name", ["snn_shd", "snn_dvs128"])
 def test_parameters_break_where_ours_do(name):
     net, network, x = subject(name)
-    faults = drawn(network.sites, 40)
-    peer = spiking_peer.peer(net, network, x, network.sites)
+    faults = drawn(network.parameters, 40)
+    peer = spiking_peer.peer(net, network, x, network.parameters)
     found = spiking_peer.outputs(peer, faults)
     apply = jax.jit(net.module.apply)
     changed = 0
     for out, number, index, bit, polarity in zip(found, *faults, strict=True):
         leaves = list(network.leaves)
-        leaf = network.positions[network.sites[number].name]
+        leaf = network.positions[network.parameters[number].name]
         leaves[leaf] = bits.inject(leaves[leaf], int(index), int(bit), int(polarity))
         params = jax.tree.unflatten(jax.tree.structure(network.params), leaves)
         expected = apply(params, x)
@@ -148,7 +148,7 @@ def test_a_neuron_of_a_convolution_is_found_among_channels_first():
 
 def test_a_parameter_does_not_break_for_one_step():
     net, network, x = subject("snn_nmnist")
-    peer = spiking_peer.peer(net, network, x, network.sites)
+    peer = spiking_peer.peer(net, network, x, network.parameters)
     with pytest.raises(InputError, match=r"fc1/kernel at step 3: parameters have permanent ones"):
         spiking_peer.loop(peer, Faults(*np.zeros((4, 1), int)), np.array([3]))
 
@@ -159,7 +159,7 @@ def test_other_weights_than_ours_are_refused(monkeypatch):
     torch.nn.init.ones_(model.fc1.bias)
     monkeypatch.setattr(peers, "module", lambda *given: model)
     with pytest.raises(InputError, match=r"logits .* away from ours"):
-        spiking_peer.peer(net, network, x, network.sites)
+        spiking_peer.peer(net, network, x, network.parameters)
 
 
 def test_spiking_nets_are_no_peers_that_take_images():

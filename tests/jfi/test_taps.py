@@ -111,7 +111,9 @@ def test_every_named_value_is_a_site_after_the_parameters():
     ]  # fmt: skip
     assert [s.words for s in network.sites[-4:]] == [HIDDEN, HIDDEN, CLASSES, CLASSES]
     assert {tap.steps for tap in network.taps.values()} == {STEPS}
-    assert not network.kernels.intersection(network.taps)
+    assert network.kernels == {"a/kernel", "b/kernel"}
+    network = jfi.network(apply, parameters(True), workload()[0])
+    assert network.kernels == {"a/kernel", "a/feedback", "b/kernel"}
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
@@ -145,7 +147,7 @@ def test_faults_of_a_spiking_network_do_what_a_loop_over_time_does(recurrent):
     [(False, "full"), (True, "full"), (False, "critical"), (True, "detect")],
 )
 def test_campaigns_over_all_injection_points_agree_with_naive_runs(recurrent, measure):
-    runner = engine_of(recurrent, ".*(kernel|beta|potential|spike)")
+    runner = engine_of(recurrent, ".*(kernel|feedback|beta|potential|spike)")
     space = FaultSpace(runner.sites, FAULT_MODELS["stuck_at"])
     draw = np.random.default_rng(11)
     faults = space.decode(draw.integers(0, space.size, 1000))
