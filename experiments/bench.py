@@ -12,6 +12,7 @@ layers and bits, in one order that is the same for every row, on the same images
     pytorch_golden          PyTorch without faults, images/s
     pytorch_loop            PyTorch: patch the weight, run, restore
     pytorchfi               PyTorchFI 0.6.0
+    snntorch_loop           snnTorch, of spiking networks: patch, run through time, restore
 
 with rows of PyTorch also as `_compiled`: torch.compile, channels_last. A verdict is one fault
 decided on one image. Rows take turns, round by round, in blocks of whole random samples; compiling
@@ -22,8 +23,12 @@ knew it too. `cores` are those busy on average; `exhaustive_hours` is how long e
 on 10,000 images would take. Before timing, every row decides the same exponent flips: `agree` tells
 how many as the full measure does.
 
-PyTorch rows need PyTorch; PyTorchFI's need `pip install pytorchfi==0.6.0 --no-deps` (its weight
-injection imports nothing but torch). Rows that can't be had are left out, saying so.
+Of a spiking network, faults in parameters and in the state of neurons (potentials and spikes,
+broken at every step) are two benchmarks in one run; names end in `_parameters` and `_state`.
+
+PyTorch rows need PyTorch; snnTorch's `pip install snntorch==1.0.0`; PyTorchFI's
+`pip install pytorchfi==0.6.0 --no-deps` (its weight injection imports nothing but torch). Rows that
+can't be had are left out, saying so.
 
 glibc maps large arrays afresh each time they are needed, which halves PyTorch. So the benchmark
 starts itself again with MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
@@ -58,7 +63,8 @@ from jfi import bits
 from jfi.compiling import jit
 from jfi.engine import MEASURES, Engine
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS, Faults, FaultSpace
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
+from jfi.sites import Network
 
 MEBIBYTE = 1 << 20
 
@@ -182,6 +188,28 @@ def peer_rows(job: str, compiled: bool, bench: Workbench) -> list[Row]:
     return [row(batch=b, layout=layout) for layout in layouts for b in batches(images)]
 
 
+def snntorch_rows(bench: Workbench) -> list[Row]:
+    """A loop over faults in snnTorch, on one core and on all."""
+    if not bench.engine.network.taps:
+        raise LeftOut(f"{bench.net.name} has no spiking neurons")
+    _peers()
+    try:
+        import torch
+
+        from experiments import spiking_peer
+    except ImportError as error:
+        raise LeftOut("snnTorch is not installed: pip install snntorch==1.0.0") from error
+    runner = bench.engine
+    peer = spiking_peer.peer(bench.net, runner.network, runner.images, runner.sites)
+
+    def run(threads, faults):
+        torch.set_num_threads(threads)
+        return spiking_peer.loop(peer, faults)
+
+    threads = sorted({1, machine.cores()})
+    return [Row(partial(run, n), len(runner.images), {"threads": n}) for n in threads]
+
+
 def _peers():
     """The module of the peers, with every core at PyTorch's service, as at JAX's."""
     try:
@@ -206,7 +234,10 @@ ROWS: dict[str, Callable[[Workbench], list[Row]]] = {
     "pytorch_loop_compiled": partial(peer_rows, "loop", True),
     "pytorchfi": partial(peer_rows, "pytorchfi", False),
     "pytorchfi_compiled": partial(peer_rows, "pytorchfi", True),
+    "snntorch_loop": snntorch_rows,
 }
+USUAL = tuple(name for name in ROWS if name != "snntorch_loop")
+SPIKING = ("golden", "full", "snntorch_loop")  # rows of a spiking network, unless others are asked
 GOLDEN = ("golden", "pytorch_golden", "pytorch_golden_compiled")  # no verdicts: images/s
 
 # name -> (row, what the other side is granted, rows of the other side: its best counts)
@@ -220,6 +251,7 @@ RATIOS = {
         "critical", SKIPPING, ("pytorch_loop_compiled",),
     ),
     "full_over_golden": ("full", 1, ("golden",)),
+    "full_over_snntorch": ("full", 1, ("snntorch_loop",)),
 }  # fmt: skip
 
 
@@ -246,6 +278,17 @@ def benchmark(bench: Workbench, names: list[str], seconds: float, rounds: int) -
         "rows": [_row(bench, name, paced[name], taken[name], agree[name]) for name in paced],
         "left_out": left_out,
         "ratios": {name: ratio(rates, *of) for name, of in RATIOS.items()},
+    }
+
+
+def by_part(parts: dict[str, Workbench], names: list[str], seconds: float, rounds: int) -> dict:
+    """The benchmarks of parts of a network as one; names of rows and ratios end in theirs."""
+    found = {part: benchmark(bench, names, seconds, rounds) for part, bench in parts.items()}
+    rows = [row | {"name": row["name"] + p} for p, one in found.items() for row in one["rows"]]
+    tables = ("left_out", "ratios")
+    return {"rows": rows} | {
+        table: {name + p: value for p, one in found.items() for name, value in one[table].items()}
+        for table in tables
     }
 
 
@@ -338,7 +381,12 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
     flags.DEFINE_integer("images", None, "The first so many test images. Default: 512, or all.", 1)
     flags.DEFINE_integer("seed", 0, "Seed of the faults.", 0)
-    flags.DEFINE_list("rows", list(ROWS), "The rows to run.")
+    flags.DEFINE_list(
+        "rows",
+        None,
+        f"The rows to run: {', '.join(ROWS)}. Default: all but the last; of a spiking network "
+        f"{', '.join(SPIKING)}.",
+    )
     flags.DEFINE_float(
         "seconds", 6.0, f"Seconds of a block; {ENGINE_BLOCK} times as long for this engine.", 0
     )
@@ -364,7 +412,7 @@ def define_flags() -> None:
 def main() -> None:
     """Run what the flags ask for, print it, keep it."""
     args = flags.FLAGS
-    unknown = [name for name in args.rows if name not in ROWS]
+    unknown = [name for name in args.rows or () if name not in ROWS]
     if unknown:
         raise InputError(f"row {unknown[0]!r} is unknown; choose from {', '.join(ROWS)}")
     if args.allocator == "tuned":
@@ -396,16 +444,32 @@ def _measure() -> tuple[str, dict]:
         rows = costs.growth(growth_row, len(dataset.x_test))
         return "growth", {"measure": args.measure, "rows": rows}
     images, labels = target.workload(net, dataset, _images(dataset))
-    sites = jfi.select(network)
-    faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
     memory, hardware = args.memory * MEBIBYTE, cli.machine()
-    runner = Engine(network, images, labels, sites, memory=memory, hardware=hardware)
-    if args.growth:
+
+    def bench_of(sites) -> Workbench:
+        faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
+        runner = Engine(network, images, labels, sites, memory=memory, hardware=hardware)
+        return Workbench(net, runner, faults)
+
+    if args.growth or args.profile:
+        _, runner, faults = bench_of(jfi.select(network))
+        if args.profile:
+            return "profile", costs.profile(runner, faults, args.measure)
         row = costs.growth_row(runner, turns.block(faults, 0, args.faults), args.measure)
         return "growth", {"measure": args.measure, "rows": [row]}
-    if args.profile:
-        return "profile", costs.profile(runner, faults, args.measure)
-    return "bench", benchmark(Workbench(net, runner, faults), args.rows, args.seconds, args.rounds)
+    parts = {name: bench_of(sites) for name, sites in _parts(network).items()}
+    names = args.rows or (
+        SPIKING if network.taps else [name for name in ROWS if name != "snntorch_loop"]
+    )
+    return "bench", by_part(parts, names, args.seconds, args.rounds)
+
+
+def _parts(network: Network) -> dict[str, tuple[Site, ...]]:
+    """What is benchmarked apart, by what its names end in."""
+    if not network.taps:
+        return {"": jfi.select(network)}
+    state = tuple(site for site in network.sites if site.name in network.taps)
+    return {"_parameters": network.parameters, "_state": state}
 
 
 def _images(dataset: data.Dataset) -> int:
@@ -433,7 +497,8 @@ def _table(found: dict) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{c:>{w}}" for c, w in zip(line, widths, strict=True)) for line in cells]
     for part in ("ratios", "stages", "left_out"):
-        lines += [f"{name}: {_cell(value)}" for name, value in found.get(part, {}).items()]
+        there = {name: value for name, value in found.get(part, {}).items() if value is not None}
+        lines += [f"{name}: {_cell(value)}" for name, value in there.items()]
     return "\n".join(lines)
 
 

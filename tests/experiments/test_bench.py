@@ -321,3 +321,21 @@ def test_compiled_rows_agree(lenet):
     reference = lenet.engine.run(bench.checked_flips(lenet)).first_critical
     for row in bench.ROWS["pytorch_loop_compiled"](lenet):
         assert bench.agreement(lenet, row, reference) == "16/16"
+
+
+def test_parameters_and_state_of_a_spiking_network(script, own_folder, tmp_path):
+    pytest.importorskip("snntorch")
+    frames = (6, 4, 4, 2)
+    x = np.random.default_rng(0).poisson(0.4, (8, *frames)).astype(np.uint8)
+    np.savez(tmp_path / "events.npz", x_test=x, y_test=np.arange(8), frames="made up")
+    nets.save(tmp_path / "w.safetensors", nets.init(nets.build("snn_nmnist", frames), 0))
+    ended = script(
+        bench, "--net=snn_nmnist", f"--dataset={tmp_path}/events.npz", "--seconds=0.01",
+        f"--weights={tmp_path}/w.safetensors", "--rounds=1", "--json", "--allocator=as_installed",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    found = json.loads(ended.out.splitlines()[-1])
+    rows = {row["name"]: row for row in found["rows"]}
+    for part in ("parameters", "state"):
+        assert rows[f"full_{part}"]["agree"] == rows[f"snntorch_loop_{part}"]["agree"] == "16/16"
+        assert found["ratios"][f"full_over_snntorch_{part}"] > 0

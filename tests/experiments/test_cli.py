@@ -76,7 +76,8 @@ def test_help_lists_every_flag_that_a_script_takes(script, module):
 def test_help_tells_what_a_flag_takes(script):
     text = script(campaign, "--help").out
     assert "  --net=TEXT (default: lenet)\n      The network: lenet, resnet20" in text
-    assert "  --fault_model=stuck_at|flip (default: stuck_at)\n      Bits stuck at 0" in text
+    models = "stuck_at|flip|dead|saturated|byzantine"
+    assert f"  --fault_model={models} (default: stuck_at)\n      Bits stuck at 0" in text
     assert "  --images=N\n" in text
     assert "  --error_margin=X (default: 0.01)\n" in text
     assert "  --[no]keep_bits\n" in text
