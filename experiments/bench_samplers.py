@@ -15,9 +15,9 @@ by |dw|, and, where --weights and --dataset are given, by |dw| times the sensiti
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,21 +27,33 @@ from absl import flags
 import nets
 from experiments import cli, data, target
 from jfi import adaptive, bits, estimates, methods, scores, sfi, strata
+from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
 from jfi.methods import Result
 from jfi.sampling import SAMPLERS, Request
+from jfi.strata import Split
 
 SMOKE = {"repeats": 5, "margins": ["0.05"], "confidences": ["0.95"]}
 FIXED = ("network_wise", "layer_wise", "data_unaware", "data_aware")
+
+
+class Hints(NamedTuple):
+    """What a network tells of its faults without running one: a float32 [words], and a bool
+    [words, width], of each site.
+
+    sensitivity: of `jfi.scores`. certified: flips proven harmless (`Engine.certified`).
+    """
+
+    sensitivity: list[np.ndarray]
+    certified: list[np.ndarray]
 
 
 class Truth(NamedTuple):
     """The known part of a network's faults.
 
     leaves: golden values of each site of `space`. critical: bool [N], by fault id; cells: how many
-    of each (site, bit), int64 [S, W].
-    sensitivity: of each word of each site (`jfi.scores`); None where it is not known.
+    of each (site, bit), int64 [S, W]. hints: of the same words; None where there are none.
     """
 
     name: str
@@ -49,7 +61,7 @@ class Truth(NamedTuple):
     leaves: list[np.ndarray]
     critical: np.ndarray
     cells: np.ndarray
-    sensitivity: list[np.ndarray] | None = None
+    hints: Hints | None = None
 
 
 class Case(NamedTuple):
@@ -67,6 +79,12 @@ def define_flags() -> None:
     flags.DEFINE_string("weights", None, "The weights it is of, for the predictor.")
     flags.DEFINE_string("dataset", None, "The data set it is of, for the predictor.")
     flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_bool(
+        "fill",
+        False,
+        "Keep words that the truth knows in part: a flip that was not run is taken to be as a "
+        "random one that was, of the same bit and octave of |dw|. A stand-in for all layers.",
+    )
     flags.DEFINE_list("margins", ["0.01", "0.005", "0.001"], "Error margins to reach.")
     flags.DEFINE_list("confidences", ["0.95", "0.99"], "Confidences to reach them at.")
     flags.DEFINE_list("levels", list(methods.LEVELS), "Units that must have the margin.")
@@ -77,8 +95,12 @@ def define_flags() -> None:
     flags.DEFINE_bool("smoke", False, "A run of seconds on a made-up truth.")
 
 
-def read(path: str | Path) -> Truth:
+def read(path: str | Path, hints: Hints | None = None, fill: bool = False) -> Truth:
     """A truth from its file: words with every bit known are its population.
+
+    Args:
+        hints: of all words of the file's sites.
+        fill: keep the other words too, as `filled`: a stand-in for the truth of all of them.
 
     Raises:
         InputError: a file that is no truth, or knows no word whole.
@@ -91,15 +113,41 @@ def read(path: str | Path) -> Truth:
         polarities = FAULT_MODELS[meta["fault_model"]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"truth {path} cannot be read: {error}") from None
-    return truth(Path(path).stem, [k for k in known if k[1].size], polarities)
+    if fill:
+        safe = hints.certified if hints else [np.zeros(k[2].shape, bool) for k in known]
+        pairs = zip(known, safe, strict=True)
+        known = [(n, x, filled(x, images, s).astype(np.int32)) for (n, x, images), s in pairs]
+    wholes = [(images >= 0).all(axis=1) for _, _, images in known]
+    if hints:
+        own = ([x[w] for x, w in zip(xs, wholes, strict=True) if w.any()] for xs in hints)
+        hints = Hints(*own)
+    name = Path(path).stem + (", filled" if fill else "")
+    chosen = [(n, x[w], im[w] > 0) for (n, x, im), w in zip(known, wholes, strict=True) if w.any()]
+    return truth(name, chosen, polarities)._replace(hints=hints)
 
 
 def _known(arrays: Mapping, number: int, site: Mapping) -> tuple[str, np.ndarray, np.ndarray]:
-    """(name, golden values, whether critical [words, width]) of the words that are known whole."""
-    counts = arrays[f"critical_{number}"]
-    whole = (counts >= 0).all(axis=1)
-    words = bits.from_bits(arrays[f"words_{number}"][whole], site["dtype"])
-    return site["name"], words, counts[whole] > 0
+    """(name, golden values [words], images a flip is critical for [words, width], or -1)."""
+    words = bits.from_bits(arrays[f"words_{number}"], site["dtype"])
+    return site["name"], words, arrays[f"critical_{number}"]
+
+
+def filled(values: np.ndarray, images: np.ndarray, certified: np.ndarray) -> np.ndarray:
+    """Whether each flip is critical, bool [words, width]; one that was not run is made up.
+
+    It is as a random one that was run of the same bit and octave of |dw|, or of the same bit where
+    there is none (hot-deck imputation); one that is certified is not critical.
+    """
+    rng, found = np.random.default_rng(0), images > 0
+    for bit, (known, safe) in enumerate(zip((images >= 0).T, certified.T, strict=True)):
+        octave = strata.octaves(strata.distances(values, bit))
+        donors, missing = known & ~safe, ~known & ~safe
+        for alike in np.unique(octave[missing]):
+            rows = np.flatnonzero(missing & (octave == alike))
+            own = np.flatnonzero(donors & (octave == alike))
+            own = own if own.size else np.flatnonzero(donors)
+            found[rows, bit] = own.size and found[rng.choice(own, rows.size), bit]
+    return found
 
 
 def truth(name: str, known, polarities) -> Truth:
@@ -134,43 +182,67 @@ def made_up(seed: int = 0, words: tuple[int, ...] = (60, 400, 900)) -> Truth:
     return truth("made-up", known, FAULT_MODELS["stuck_at"])
 
 
-def sensitivities(found: Truth, weights: str, dataset: str, path: str | Path) -> Truth:
-    """The truth with the sensitivities of its known words, from weights and images."""
+def hints_of(path: str | Path, weights: str, dataset: str) -> Hints:
+    """The hints of a truth's words, from the weights and images that it is of.
+
+    Raises:
+        InputError: other weights.
+    """
     with np.load(path) as file:
         meta = json.loads(str(file["meta"]))
-        wholes = [(file[f"critical_{n}"] >= 0).all(axis=1) for n in range(len(meta["sites"]))]
+        words = [file[f"words_{number}"] for number in range(len(meta["sites"]))]
     images = data.load(dataset, flags.FLAGS.data_dir, train=False)
     net = nets.build(meta["net"], images.x_test.shape[1:])
     network = target.load_network(net, weights)
-    chosen = [s for s in network.sites if s.name in {site["name"] for site in meta["sites"]}]
-    chosen.sort(key=lambda s: [site["name"] for site in meta["sites"]].index(s.name))
-    x, _ = target.workload(net, images, meta["images"])
-    whole = scores.sensitivity(network, x, chosen)
-    known = [s[w] for s, w in zip(whole, wholes, strict=True) if w.any()]
-    return found._replace(sensitivity=known)
+    by_name = {site.name: site for site in network.sites}
+    sites = tuple(by_name[site["name"]] for site in meta["sites"])
+    for site, own in zip(sites, words, strict=True):
+        if not np.array_equal(bits.to_bits(network.values(site)).ravel(), own):
+            raise InputError(f"truth {path} is of other values of {site.name} than {weights}")
+    x, y = target.workload(net, images, meta["images"])
+    engine = Engine(network, x, y, sites)
+    certified = [
+        np.stack([engine.certified(number, bit) for bit in range(site.width)], axis=1)
+        for number, site in enumerate(sites)
+    ]
+    return Hints(scores.sensitivity(network, x, sites), certified)
 
 
 def names(found: Truth) -> list[str]:
     """The methods that the truth lets compare."""
     fixed = [f"{name}, {kind}" for name in FIXED for kind in ("normal", "clopper_pearson")]
     more = ["iterative", "adaptive by cell", "adaptive by |dw|"]
-    return [*fixed, *more, *(["adaptive by score"] if found.sensitivity else [])]
+    hinted = ["adaptive by score", "adaptive, certified"] if found.hints else []
+    return [*fixed, *more, *hinted]
 
 
-def campaign(found: Truth, case: Case, seed: int) -> Result:
-    """One campaign of a method."""
-    request = Request(case.margin, case.confidence)
+def splits(found: Truth, method: str) -> Split:
+    """The strata of an adaptive method, each computed once."""
+    by_distance = strata.by_distance(found.space, found.leaves)
+    return cache(
+        {
+            "adaptive by cell": lambda: strata.by_cell(found.space, found.leaves),
+            "adaptive by |dw|": lambda: by_distance,
+            "adaptive by score": lambda: strata.by_score(found.leaves, found.hints.sensitivity),
+            "adaptive, certified": lambda: strata.without(
+                by_distance, lambda site, bit: found.hints.certified[site][:, bit]
+            ),
+        }[method]()
+    )
+
+
+def campaigns(found: Truth, case: Case) -> Callable[[int], Result]:
+    """The campaigns of a method, by seed."""
+    request, levels = Request(case.margin, case.confidence), (case.level,)
     if case.method.split(",")[0] in FIXED:
-        return fixed(found, case, request, seed)
-    split = {
-        "adaptive by cell": strata.by_cell,
-        "adaptive by |dw|": strata.by_distance,
-        "adaptive by score": lambda space, leaves: strata.by_score(leaves, found.sensitivity),
-    }
-    is_iterative = case.method == "iterative"
-    method = sfi.iterative() if is_iterative else adaptive.adaptive(split[case.method])
+        return partial(fixed, found, case, request)
+    if case.method == "iterative":
+        method = sfi.iterative()
+    else:
+        split = splits(found, case.method)
+        method = adaptive.adaptive(lambda space, leaves: split)
     oracle = found.critical.__getitem__
-    return method(found.space, found.leaves, request, (case.level,), oracle, seed)
+    return partial(method, found.space, found.leaves, request, levels, oracle)
 
 
 def fixed(found: Truth, case: Case, request: Request, seed: int) -> Result:
@@ -208,7 +280,7 @@ def row(found: Truth, case: Case, repeats: int) -> dict:
     `coverage` counts units of campaigns, `worst_unit` the unit least often covered.
     """
     truths = shares(found, case.level)
-    results = [campaign(found, case, seed) for seed in range(repeats)]
+    results = list(map(campaigns(found, case), range(repeats)))
     low, high = (np.array([[getattr(u, x) for u in r.units] for r in results]) for x in ENDS)
     held = (low <= truths + TINY) & (truths - TINY <= high)
     injections = [r.injections for r in results]
@@ -335,10 +407,11 @@ def _truth() -> Truth:
         return made_up()
     if args.truth is None:
         raise InputError("no --truth given; name a .npz file of experiments.truth, or --smoke")
-    found = read(args.truth)
     if (args.weights is None) != (args.dataset is None):
         raise InputError("the predictor needs both --weights and --dataset; give both or none")
-    return sensitivities(found, args.weights, args.dataset, args.truth) if args.weights else found
+    read(args.truth)  # a bad file is named before long work
+    hints = hints_of(args.truth, args.weights, args.dataset) if args.weights else None
+    return read(args.truth, hints, args.fill)
 
 
 def _chosen(asked: list[str] | None, known: list[str]) -> list[str]:

@@ -132,8 +132,10 @@ def _images(net: nets.Net, network: Network, dataset: data.Dataset | None) -> in
 def _print_rounds(plan: Plan, network: Network) -> None:
     """How many faults a sampler in rounds takes, if no fault and if one in ten is critical."""
     args = flags.FLAGS
-    if args.sampler == "adaptive_score":
-        raise InputError("sampler adaptive_score chooses by the images; plan with adaptive instead")
+    if args.sampler in ("adaptive_score", "adaptive_certified"):
+        raise InputError(
+            f"sampler {args.sampler} chooses by the images; plan with adaptive instead"
+        )
     leaves = [network.values(site) for site in plan.space.sites]
     method = METHODS[args.sampler](None)
     few, many = (

@@ -42,7 +42,8 @@ def define_flags() -> None:
         "(layer_wise), of each bit of each layer with p = 0.5 (data_unaware) or with p from the "
         "weights (data_aware); or in rounds, as earlier ones show is needed: the published "
         "iterative, or adaptive with strata by (layer, bit), by how far a bit moves its word "
-        "(adaptive_distance), or by that times the word's gradient (adaptive_score).",
+        "(adaptive_distance), or by that times the word's gradient (adaptive_score); "
+        "adaptive_certified is adaptive_distance on faults not proven harmless.",
     )
     flags.DEFINE_list(
         "levels",

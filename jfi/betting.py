@@ -25,7 +25,7 @@ variates).
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
 MOST = 0.9  # share of the capital that one draw may lose
 # Two bettors share the capital: one bets as the guesses say, the other a fifth of that, for when
@@ -190,8 +190,11 @@ def _capped(bet, loss):
 
 def _log_capital(gain: np.ndarray, loss: np.ndarray, bet: np.ndarray) -> float:
     """Of the mixture of bettors."""
-    logs = [np.log1p(_capped(scale * bet, loss / scale) * gain).sum() for scale in SCALES]
-    return float(special.logsumexp(logs, b=SHARES))
+    logs = (
+        np.log(share) + np.log1p(_capped(scale * bet, loss / scale) * gain).sum()
+        for scale, share in zip(SCALES, SHARES, strict=True)
+    )
+    return float(np.logaddexp(*logs))
 
 
 def _bound(f, near: float, far: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jfi import bits, outcomes, taps
 from jfi import screen as screening
-from jfi.chunks import blocks, filled_up
+from jfi.chunks import blocks, chunks, filled_up
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
 from jfi.golden import golden_run
@@ -34,6 +34,7 @@ from jfi.workload import Selection
 MEASURES = ("full", "critical", "detect")
 MEMORY = 1 << 30  # bytes of golden values kept on the device at a time
 PAIRS = 1 << 20  # most pairs listed on the host at a time
+RADII_BLOCK = 64  # images whose radii are held at a time
 DETECT_BLOCK = 64  # images that a fault is judged on before it may be dropped as critical
 
 
@@ -81,6 +82,7 @@ class Engine:
         self._memory = memory
         self._leaves = self.hardware.share(network.leaves)
         self._programs: dict[int, SiteProgram] = {}
+        self._least: dict[int, np.ndarray] = {}
         self._loaded: tuple[int, Block] | None = None
         self._at_cuts: tuple[np.ndarray, PrunerBlock] | None = None
 
@@ -144,6 +146,26 @@ class Engine:
             images = np.arange(len(self.images))[part]
             for start in self._pruner.starts.values():
                 start.radii.keep(images.tobytes(), self.images[images])
+
+    def certified(self, site: int, bit: int) -> np.ndarray:
+        """bool [words]: the flip of the bit is proven to keep top-1 on every image.
+
+        The first call for a site makes its radii for all images.
+        """
+        golden = self.network.values(self.sites[site]).ravel()
+        moved = distance(bits.faulty(golden, bit, bits.FLIP), golden)
+        return code(moved) < self._least_radii(site)
+
+    def _least_radii(self, site: int) -> np.ndarray:
+        """Codes uint16 [words] of the smallest radius over the images; 0 where there is none."""
+        if site not in self._least:
+            radii = self._pruner.starts[site].radii
+            least = np.full(self.sites[site].words, np.iinfo(np.uint16).max, np.uint16)
+            for part in chunks(len(self.images), RADII_BLOCK):
+                codes = radii.codes(self.images[part])
+                least = np.minimum(least, 0 if codes is None else codes.min(axis=1))
+            self._least[site] = least
+        return self._least[site]
 
     def critical_pairs(self, faults: Faults, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run P pairs as `critical` does: the k-th fault on image `image[k]`.

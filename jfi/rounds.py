@@ -29,11 +29,16 @@ def _by_score(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
     return strata.by_score(leaves, sensitivity)
 
 
+def _certified(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
+    return strata.without(strata.by_distance(space, leaves), engine.certified)
+
+
 # By name, what makes the method for the engine of a campaign.
 METHODS: dict[str, Callable[[Engine], Method]] = {
     "adaptive": lambda engine: adaptive.adaptive(strata.by_cell),
     "adaptive_distance": lambda engine: adaptive.adaptive(strata.by_distance),
     "adaptive_score": lambda engine: adaptive.adaptive(partial(_by_score, engine)),
+    "adaptive_certified": lambda engine: adaptive.adaptive(partial(_certified, engine)),
     "iterative": lambda engine: sfi.iterative("clopper_pearson"),
 }
 

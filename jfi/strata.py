@@ -62,6 +62,16 @@ def by_score(leaves: Sequence[np.ndarray], sensitivity: Sequence) -> Split:
     return split
 
 
+def without(split: Split, harmless: Callable[[int, int], np.ndarray]) -> Split:
+    """``split`` with the faults left out that are proven not to be critical.
+
+    Args:
+        harmless: `(site number, bit) -> bool [words]`, such as `Engine.certified`. A proof that
+            is wrong makes intervals wrong.
+    """
+    return lambda site, bit: np.where(harmless(site, bit), np.uint8(KNOWN), split(site, bit))
+
+
 def by_array(scores: Sequence[np.ndarray]) -> Split:
     """Strata by the octave of a score [words, bits] of each site, any numbers from 0."""
     return lambda site, bit: octaves(scores[site][:, bit])

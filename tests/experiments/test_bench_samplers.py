@@ -1,6 +1,7 @@
 """The comparison of samplers: truths read, campaigns repeated, rows, table, figure, bad input."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_drawn_counts_are_distributed_as_those_of_drawn_faults(method):
     whole = sfi.fixed(sampler, kind)
     request, oracle = Request(0.05, 0.9), found.critical.__getitem__
     drawn = [whole(found.space, found.leaves, request, ("layer",), oracle, s) for s in range(300)]
-    counted = [bench.campaign(found, case, seed) for seed in range(300)]
+    counted = [bench.campaigns(found, case)(seed) for seed in range(300)]
     assert drawn[0].injections == counted[0].injections
     for unit in (0, 1):
         for name in ("injections", "critical", "low"):
@@ -101,7 +102,7 @@ def test_a_row_counts_coverage_and_margins(monkeypatch):
         ]
         return methods.Result(tuple(made), (10, 10 * seed))
 
-    monkeypatch.setattr(bench, "campaign", result)
+    monkeypatch.setattr(bench, "campaigns", lambda found, case: partial(result, found, case))
     row = bench.row(found, bench.Case("x", "layer", 0.1, 0.9), 8)
     assert row["injections"] == 45
     assert row["rounds"] == 2
