@@ -212,7 +212,7 @@ def names(found: Truth) -> list[str]:
     """The methods that the truth lets compare."""
     fixed = [f"{name}, {kind}" for name in FIXED for kind in ("normal", "clopper_pearson")]
     more = ["iterative", "adaptive by cell", "adaptive by |dw|"]
-    hinted = ["adaptive by score", "adaptive, certified"] if found.hints else []
+    hinted = ["adaptive by score", "adaptive certified"] if found.hints else []
     return [*fixed, *more, *hinted]
 
 
@@ -224,7 +224,7 @@ def splits(found: Truth, method: str) -> Split:
             "adaptive by cell": lambda: strata.by_cell(found.space, found.leaves),
             "adaptive by |dw|": lambda: by_distance,
             "adaptive by score": lambda: strata.by_score(found.leaves, found.hints.sensitivity),
-            "adaptive, certified": lambda: strata.without(
+            "adaptive certified": lambda: strata.without(
                 by_distance, lambda site, bit: found.hints.certified[site][:, bit]
             ),
         }[method]()

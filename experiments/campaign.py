@@ -192,9 +192,9 @@ def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) 
     """Print the table and the report's place; exit status 1 for a failed verification."""
     estimates = [Estimate(**unit) for unit in summary["estimates"]]
     shown = [e for e in estimates if e.level in ("network", "layer")]
-    print(report.table(shown, truth))
     verify = summary["verify"]
     manifest = records.read_manifest(workdir)
+    print(report.table(shown, truth, report.planned(manifest["config"])))
     path = report.write_report(workdir, manifest, estimates, verify, truth, measured)
     for name, value in measured.items():
         print(f"{name}: {value:,}")

@@ -18,15 +18,32 @@ _TITLES = {
     "layer_bit": "Per layer and bit",
 }
 _GROUND = ("hashes", "quantile", "precision", "device", "versions")  # of the manifest
+# Samplers that size their sample for some levels only. One in rounds reports only those it met.
+_SIZED_FOR = {"network_wise": ("network",), "layer_wise": ("network", "layer")}
+_INTERVALS = {
+    "adaptive": "The interval is a confidence sequence's, by betting (Waudby-Smith and Ramdas, "
+    "2024): it holds though the campaign stopped by what it saw.",
+    "iterative": "The interval is Clopper-Pearson's, which does not reckon with a campaign that "
+    "stops by what it saw.",
+}
 _MOST_ROWS = 200  # longer tables stay in summary.json
 
 
+def planned(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The levels for whose units the sampler of a campaign plans a margin; from its flags."""
+    return _SIZED_FOR.get(_sampler(config), LEVELS)
+
+
 def rows(
-    estimates: Iterable[Estimate], truth: Mapping[str, float] | None = None
+    estimates: Iterable[Estimate],
+    truth: Mapping[str, float] | None = None,
+    levels: Sequence[str] = LEVELS,
 ) -> list[tuple[str, ...]]:
     """One row a unit, as text in the order of ``COLUMNS`` (and ``TRUTH_COLUMNS`` with truth).
 
-    The interval is Clopper-Pearson's. ``truth`` maps units to their exhaustive value in [0, 1].
+    The interval is Clopper-Pearson's, or the sampler's own. ``truth`` maps units to their
+    exhaustive value in [0, 1]. Units of other than the ``levels`` that are `planned` for get no
+    margin: their sample is as large as chance made it.
     """
     return [
         (
@@ -34,7 +51,7 @@ def rows(
             f"{e.population:,}",
             f"{e.injections:,}",
             percent(e.estimate),
-            percent(e.margin),
+            percent(e.margin) if e.level in levels else "-",
             f"{percent(e.cp_low)} .. {percent(e.cp_high)}",
             *(() if truth is None else _against(e, truth)),
         )
@@ -42,9 +59,13 @@ def rows(
     ]
 
 
-def table(estimates: Iterable[Estimate], truth: Mapping[str, float] | None = None) -> str:
+def table(
+    estimates: Iterable[Estimate],
+    truth: Mapping[str, float] | None = None,
+    levels: Sequence[str] = LEVELS,
+) -> str:
     """The rows as aligned plain text, header first; fit for any terminal or log."""
-    lines = [COLUMNS + (() if truth is None else TRUTH_COLUMNS), *rows(estimates, truth)]
+    lines = [COLUMNS + (() if truth is None else TRUTH_COLUMNS), *rows(estimates, truth, levels)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -79,19 +100,40 @@ def sentence(e: Estimate, manifest: Mapping[str, Any], images: int | None = None
             f"{percent(e.cp_high)}%"
         )
         injected = f"{e.injections:,} of them were"
-    judged = f", judged on {images:,} image{'s' * (images != 1)}" if images else ""
+    judged = f"of {images:,} predictions" if images and images > 1 else "prediction"
     return (
         f"{share} of the {e.population:,} {_model(config)} faults in "
         f"{where}the chosen sites of {config.get('net', 'the network')} are critical: they change "
-        f"the top-1 answer to at least one image{judged}. {injected} injected."
+        f"at least one {judged}. {injected} injected."
     )
 
 
-def warnings(estimates: Sequence[Estimate], error_margin: float | None) -> list[str]:
-    """Where the sample says less than was asked for, one line for each level and reason."""
+def layers_sentence(estimates: Sequence[Estimate], config: Mapping[str, Any]) -> str:
+    """What the estimates of sampled layers say, the most critical first."""
+    known = [e for e in _of(estimates, "layer") if e.injections]
+    layers = sorted(known, key=lambda e: e.estimate, reverse=True)
+    named = ", ".join(f"{e.unit} {percent(e.cp_low)}% to {percent(e.cp_high)}%" for e in layers[:5])
+    more = f", and {len(layers) - 5} more with lower estimates" if len(layers) > 5 else ""
+    return f"By layer, each with {_confidence(config)} confidence: {named}{more}."
+
+
+def warnings(
+    estimates: Sequence[Estimate], error_margin: float | None, levels: Sequence[str] = LEVELS
+) -> list[str]:
+    """Where the sample says less than was asked for, one line for each level and reason.
+
+    ``levels`` are those `planned` for.
+    """
     found = []
     for level in LEVELS:
         units = [e for e in estimates if e.level == level]
+        if units and level not in levels:
+            found.append(
+                f"{_TITLES[level]}: the sampler plans no margin for these units. Their intervals "
+                f"hold, and are as wide as chance left them: half of it, in "
+                f"{_named(units, lambda e: (e.cp_high - e.cp_low) / 2)}."
+            )
+            continue
         wide = [e for e in units if error_margin is not None and _half_width(e) > error_margin]
         partial = [e for e in units if e.unsampled > 0]
         if wide:
@@ -125,16 +167,20 @@ def write_report(
     """
     workdir, measured = Path(workdir), dict(measured or {})
     config = manifest.get("config", {})
-    figures = _figures(workdir, estimates, truth)
+    figures, levels = _figures(workdir, estimates, truth), planned(config)
     parts = [
         f"# Faults in {config.get('net', 'the network')}",
         *[sentence(e, manifest, measured.get("images")) for e in _of(estimates, "network")],
-        *[f"> **Note.** {line}" for line in warnings(estimates, config.get("error_margin"))],
+        *([layers_sentence(estimates, config)] if _tells_layers(estimates, levels) else []),
+        *[
+            f"> **Note.** {line}"
+            for line in warnings(estimates, config.get("error_margin"), levels)
+        ],
         *_workload_part(manifest.get("workload")),
         *_truth_part(estimates, truth),
         *[f"![{title}]({name})" for title, name in figures],
-        *_tables(estimates, truth),
-        "The interval is Clopper-Pearson's; Wilson's is in `summary.json` beside it.",
+        *_tables(estimates, truth, levels),
+        _interval_words(config),
         *_verify_part(verify),
         "## What was run",
         *_facts("Measured", measured),
@@ -171,6 +217,11 @@ def _named(units: Sequence[Estimate], share) -> str:
     return names if len(units) <= 5 else f"{names} and {len(units) - 5} more"
 
 
+def _sampler(config: Mapping[str, Any]) -> str:
+    """The sampler's name; none where faults were listed."""
+    return "" if config.get("faults") else config.get("sampler") or ""
+
+
 def _model(config: Mapping[str, Any]) -> str:
     model = "listed" if config.get("faults") else config.get("fault_model", "chosen")
     return str(model).replace("_", "-")
@@ -195,6 +246,18 @@ def _workload_part(workload: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def _tells_layers(estimates: Sequence[Estimate], levels: Sequence[str]) -> bool:
+    sampled = [e for e in _of(estimates, "layer") if 0 < e.injections < e.population]
+    return "layer" in levels and bool(sampled)
+
+
+def _interval_words(config: Mapping[str, Any]) -> str:
+    return _INTERVALS.get(
+        _sampler(config).partition("_")[0],
+        "The interval is Clopper-Pearson's; Wilson's is in `summary.json` beside it.",
+    )
+
+
 def _truth_part(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) -> list[str]:
     known = [e for e in estimates if truth and e.unit in truth]
     if not known:
@@ -215,7 +278,9 @@ def _verify_part(verify: Mapping[str, int] | None) -> list[str]:
     ]
 
 
-def _tables(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) -> list[str]:
+def _tables(
+    estimates: Sequence[Estimate], truth: Mapping[str, float] | None, levels: Sequence[str]
+) -> list[str]:
     header = COLUMNS + (() if truth is None else TRUTH_COLUMNS)
     parts = []
     for level in LEVELS:
@@ -224,7 +289,7 @@ def _tables(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) ->
             parts.append(f"## {_TITLES[level]}")
             short = len(units) <= _MOST_ROWS
             parts.append(
-                _markdown(header, rows(units, truth))
+                _markdown(header, rows(units, truth, levels))
                 if short
                 else f"{len(units):,} units, in `summary.json`."
             )
@@ -310,7 +375,7 @@ _STYLE = {
     "ecolor": "#7fa8d1",
     "markersize": 4.5,
     "elinewidth": 2.2,
-    "label": "estimate and Clopper-Pearson interval",
+    "label": "estimate and interval",
 }
 
 

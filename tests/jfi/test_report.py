@@ -92,9 +92,11 @@ def test_the_network_is_put_in_words():
     text = report.sentence(unit(), MANIFEST, images=128)
     assert text == (
         "With 99% confidence between 0.600% and 8.500% of the 1,000 stuck-at faults in the chosen "
-        "sites of lenet are critical: they change the top-1 answer to at least one image, judged "
-        "on 128 images. 100 of them were injected."
+        "sites of lenet are critical: they change at least one of 128 predictions. 100 of them "
+        "were injected."
     )
+    assert "at least one prediction. 100" in report.sentence(unit(), MANIFEST)
+    assert "at least one prediction. 100" in report.sentence(unit(), MANIFEST, images=1)
     exact = report.sentence(unit(injections=1000), MANIFEST)
     assert exact.startswith("Exactly 3.000% of the 1,000")
     assert "confidence" not in exact
@@ -111,6 +113,85 @@ def test_warnings_name_small_samples_and_unsampled_parts():
     assert "network (25.000%)" in partial
     (many,) = report.warnings([unit(level="bit", unit=f"bit {b}") for b in range(32)], 0.01)
     assert "and 27 more" in many
+
+
+def layer(name, estimate, **changes):
+    fields = {"unit": name, "level": "layer", "site": name, "estimate": estimate}
+    return unit(**fields | changes)
+
+
+def test_layers_are_put_in_words_the_most_critical_first():
+    shares = {"a": 0.1, "b": 0.3, "c": 0.2, "d": 0.0, "e": 0.02, "f": 0.05, "g": math.nan}
+    found = [
+        layer(k, x, cp_low=x / 2, cp_high=2 * x, injections=0 if k == "g" else 100)
+        for k, x in shares.items()
+    ]
+    text = report.layers_sentence(found, {"confidence": 0.95})
+    assert text.startswith("By layer, each with 95% confidence: b 15.000% to 60.000%, c 10.000% ")
+    assert text.endswith("e 1.000% to 4.000%, and 1 more with lower estimates.")
+    assert report.layers_sentence(found[:1], {}) == (
+        "By layer, each with 99% confidence: a 5.000% to 20.000%."
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "levels"),
+    [
+        ({"sampler": "network_wise"}, ("network",)),
+        ({"sampler": "layer_wise"}, ("network", "layer")),
+        ({"sampler": "data_aware"}, report.LEVELS),
+        ({"sampler": "adaptive"}, report.LEVELS),
+        ({"sampler": "network_wise", "faults": "list.csv"}, report.LEVELS),
+        ({}, report.LEVELS),
+    ],
+)
+def test_a_margin_is_planned_for_what_the_sample_was_sized_for(config, levels):
+    assert report.planned(config) == levels
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_network_wise_sample_defends_no_margin_of_a_layer(tmp_path):
+    """Each unit has its estimate and exact interval; the margin is the network's alone."""
+    found = estimate(SITES, *counts(), np.zeros((2, 32)), confidence=0.99)
+    config = MANIFEST["config"] | {"sampler": "network_wise"}
+    text = report.write_report(tmp_path, {"config": config}, found).read_text()
+    rows = [cells(line) for line in text.splitlines() if line.startswith(("| params", "| bit"))]
+    rows = [row for row in rows if row[2] != "0"]
+    assert {row[4] for row in rows} == {"-"}
+    assert all(row[3] != "-" and " .. " in row[5] for row in rows)
+    (network,) = (cells(line) for line in text.splitlines() if line.startswith("| network |"))
+    assert float(network[4]) > 0
+    assert "> **Note.** Per layer: the sampler plans no margin for these units." in text
+    assert "By layer" not in text
+    table = report.table(found[:3], levels=("network",)).splitlines()
+    assert [line.split()[4] for line in table[2:]] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        ("adaptive_distance", "a confidence sequence's, by betting"),
+        ("adaptive_certified", "it holds though the campaign stopped by what it saw"),
+        ("iterative", "does not reckon with a campaign that stops by what it saw"),
+        ("layer_wise", "The interval is Clopper-Pearson's; Wilson's is in"),
+    ],
+)
+def test_the_interval_is_named_for_what_it_is(sampler, words, tmp_path):
+    manifest = {"config": {"sampler": sampler}}
+    text = report.write_report(tmp_path, manifest, estimates(("network", "layer"))).read_text()
+    assert words in text
+    assert ("Clopper" in text) == (not sampler.startswith("adaptive"))
+
+
+def test_an_exhaustive_campaign_has_nothing_to_be_confident_of(tmp_path):
+    population, _, critical = counts()
+    whole = estimate(SITES, population, population, critical, np.zeros((2, 32)), confidence=0.99)
+    text = report.write_report(tmp_path, {"config": {"sampler": "exhaustive"}}, whole).read_text()
+    assert "By layer" not in text
+    assert "Note" not in text
 
 
 def png_size(path):
@@ -132,7 +213,9 @@ def test_the_report_holds_all_of_it(tmp_path):
     text = path.read_text()
     assert path == tmp_path / "report.md"
     assert text.startswith("# Faults in lenet\n\nWith 99% confidence between ")
-    assert "judged on 128 images" in text
+    assert "at least one of 128 predictions" in text
+    assert "\n\nBy layer, each with 99% confidence: params/" in text
+    assert "The interval is Clopper-Pearson's" in text
     assert "lies inside the interval of " in text
     for name in ("layer.png", "bit.png"):
         assert f"]({name})" in text
