@@ -13,6 +13,7 @@ by |dw|, and, where --weights and --dataset are given, by |dw| times the sensiti
 (`jfi.scores`). --smoke takes seconds: few campaigns on a small made-up truth.
 """
 
+import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
@@ -346,28 +347,38 @@ def table(found: Truth, rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """A figure: injections against the margin achieved, a panel a level."""
+    """A figure: injections against the margin achieved, a panel for each level and truth."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     confidence = max(r["confidence"] for r in rows)
-    levels = list(dict.fromkeys(r["level"] for r in rows))
-    figure, axes = plt.subplots(1, len(levels), figsize=(5 * len(levels), 4.5), squeeze=False)
-    for axis, level in zip(axes[0], levels, strict=True):
-        own = [r for r in rows if r["level"] == level and r["confidence"] == confidence]
+    levels, truths = (list(dict.fromkeys(r[key] for r in rows)) for key in ("level", "truth"))
+    colours = {m: f"C{k}" for k, m in enumerate(dict.fromkeys(r["method"] for r in rows))}
+    size = (4.2 * len(truths), 3.6 * len(levels))
+    figure, axes = plt.subplots(len(levels), len(truths), figsize=size, squeeze=False)
+    for (level, name), axis in zip(itertools.product(levels, truths), axes.flat, strict=True):
+        asked = {"level": level, "truth": name, "confidence": confidence}
+        own = [r for r in rows if asked.items() <= r.items()]
         for method in dict.fromkeys(r["method"] for r in own):
             points = sorted((r["widest"], r["injections"]) for r in own if r["method"] == method)
-            style = "o-" if method.startswith("adaptive") else "s--"
-            axis.loglog(*zip(*points, strict=True), style, label=method, markersize=4)
-        axis.set(title=level, xlabel=f"margin of the widest unit, {confidence:.0%}")
+            style = {"color": colours[method], "label": method, "markersize": 4}
+            axis.loglog(*zip(*points, strict=True), _line(method), **style)
+        axis.set_title(f"{name}: every {level}" if level != "network" else name, fontsize=9)
         axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel("injections")
-    axes[0][-1].legend(fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel(f"half the widest unit's interval, {confidence:.0%}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("injections")
+    axes[0][0].legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
+
+
+def _line(method: str) -> str:
+    return "o-" if method.startswith("adaptive") else "s--"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import nets
 from experiments import bench_samplers as bench
 from jfi import bits, methods, sfi
 from jfi.bits import FLIP
@@ -15,10 +16,10 @@ from jfi.sampling import Request
 WORDS = (7, 12)
 
 
-def written(path, critical=None, **meta):
-    """A truth file in the format of experiments.truth, with 7 and 12 words."""
+def written(path, critical=None, values=None, **meta):
+    """A truth file in the format of experiments.truth, by default with 7 and 12 words."""
     rng = np.random.default_rng(0)
-    values = [rng.normal(size=n).astype(np.float32) for n in WORDS]
+    values = values or [rng.normal(size=n).astype(np.float32) for n in WORDS]
     critical = critical or [rng.integers(-3, 9, (n, 32)).clip(0) for n in WORDS]
     about = {
         "net": "lenet",
@@ -32,7 +33,7 @@ def written(path, critical=None, **meta):
         **meta,
     }
     arrays = {f"critical_{k}": np.int32(c) for k, c in enumerate(critical)}
-    arrays |= {f"words_{k}": bits.to_bits(x) for k, x in enumerate(values)}
+    arrays |= {f"words_{k}": bits.to_bits(x).ravel() for k, x in enumerate(values)}
     np.savez(path, meta=np.array(json.dumps(about)), **arrays)
     return values, critical
 
@@ -61,6 +62,63 @@ def test_words_known_in_part_are_left_out(tmp_path):
     written(tmp_path / "t.npz", [critical[1][:7], critical[1]])
     with pytest.raises(bench.InputError, match="knows no word whole"):
         bench.read(tmp_path / "t.npz")
+
+
+def test_flips_that_were_not_run_are_as_those_of_their_bit_and_octave():
+    """Two octaves of |dw|, 64 words each, half of them run; certified flips are never critical."""
+    values = np.repeat([1.0, 4.0], 64).astype(np.float32)
+    images = np.full((128, 32), -1)
+    images[::2] = 0
+    images[64::2, 25] = 3
+    images[:32:4, 25] = 1  # of the first octave, a quarter of those run
+    certified = np.zeros(images.shape, bool)
+    certified[65::4, 25] = True
+    found = bench.filled(values, images, certified)
+    assert np.array_equal(found[::2], images[::2] > 0)
+    assert found[65::2, 25].sum() == 16
+    assert not found[certified].any()
+    assert stats.binomtest(int(found[1:64:2, 25].sum()), 32, 0.25).pvalue > 1e-3
+    assert found[:, :25].sum() == found[:, 26:].sum() == 0
+
+
+def test_a_flip_without_its_like_is_as_any_of_its_bit_or_harmless():
+    values = np.array([1.0, 2.0, 2.0, 1.0], np.float32)
+    images = np.full((4, 32), -1)
+    images[0, 7] = 1
+    found = bench.filled(values, images, np.zeros(images.shape, bool))
+    assert found[:, 7].all()
+    assert found.sum() == 4
+
+
+def test_a_filled_truth_has_every_word_and_hints_follow_the_words(tmp_path):
+    critical = [np.ones((7, 32), int), np.ones((12, 32), int)]
+    critical[0][2, 5] = -1
+    written(tmp_path / "t.npz", critical)
+    hints = bench.Hints(
+        [np.arange(n) for n in WORDS], [np.arange(n)[:, None] == np.arange(32) for n in WORDS]
+    )
+    part, whole = (bench.read(tmp_path / "t.npz", hints, fill) for fill in (False, True))
+    assert whole.space.size == 64 * sum(WORDS) == part.space.size + 64
+    assert whole.name == "t, filled"
+    assert part.hints.sensitivity[0].tolist() == [0, 1, 3, 4, 5, 6]
+    assert part.hints.certified[0].shape == (6, 32)
+    assert len(whole.hints.sensitivity[0]) == 7
+    assert bench.names(whole)[-1] == "adaptive certified"
+
+
+def test_certified_faults_are_not_injected_and_still_counted():
+    found = bench.made_up(words=(60, 400))
+    flips = [np.zeros((n, 32), bool) for n in (60, 400)]
+    faults = found.space.decode(np.flatnonzero(found.critical))
+    for site, index, bit in zip(faults.site, faults.index, faults.bit, strict=True):
+        flips[site][index, bit] = True
+    found = found._replace(hints=bench.Hints([], [~x for x in flips]))
+    plain, spared = (
+        bench.row(found, bench.Case(name, "network", 0.005, 0.9), 10)
+        for name in ("adaptive by |dw|", "adaptive certified")
+    )
+    assert spared["coverage"] == 1
+    assert spared["injections"] < plain["injections"]
 
 
 def test_true_shares_are_counted_one_by_one():
@@ -137,6 +195,34 @@ def test_smoke_writes_a_table_a_figure_and_rows(script, tmp_path):
     text = (tmp_path / "new/samplers.md").read_text()
     assert text.count("\n|") == 2 + len(rows)
     assert (tmp_path / "new/samplers.png").read_bytes()[1:4] == b"PNG"
+
+
+def of_lenet(weights, path, factor):
+    """A truth of the first kernel of a LeNet, times a factor, no flip of it critical."""
+    variables = nets.load(nets.build("lenet", (8, 8, 1)), weights)
+    kernel = factor * np.asarray(variables["params"]["conv1"]["kernel"])
+    site = {"name": "conv1/kernel", "shape": list(kernel.shape), "dtype": "float32"}
+    written(path, [np.zeros((kernel.size, 32))], values=[kernel], sites=[site])
+
+
+def test_a_network_tells_which_faults_need_no_injection(lenet_weights, script, own_folder):
+    of_lenet(lenet_weights, own_folder / "t.npz", 1)
+    ended = script(
+        bench,
+        *("--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits", "--margins=0.1"),
+        *("--methods=adaptive", "--levels=network", "--repeats=3", "--out=out"),
+    )
+    assert ended.status == 0, ended.err
+    rows = {r["method"]: r for r in json.loads((own_folder / "out/samplers.json").read_text())}
+    assert rows["adaptive certified"]["coverage"] == rows["adaptive by score"]["coverage"] == 1
+    assert rows["adaptive certified"]["widest"] < rows["adaptive by |dw|"]["widest"]
+
+
+def test_other_weights_than_those_of_the_truth_are_refused(lenet_weights, script, own_folder):
+    of_lenet(lenet_weights, own_folder / "t.npz", 2)
+    ended = script(bench, "--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits")
+    assert ended.status == 2
+    assert "t.npz is of other values of conv1/kernel than" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,36 @@ def test_margins_are_met_and_hold_the_truth(name, space, engine, truth, tmp_path
     assert np.array_equal(found, truth[ids])
 
 
+def test_certified_flips_are_harmless_and_never_asked_for(
+    engine, space, truth, tmp_path, monkeypatch
+):
+    """By the exhaustive truth; in blocks of images as all at once."""
+    faults = space.decode(np.arange(space.size))
+    changes = ~engine.identity(faults)
+    safe = np.zeros(space.size, bool)
+    for site, bit in np.argwhere(space.cells):
+        own = (faults.site == site) & (faults.bit == bit) & changes
+        safe[own] = engine.certified(site, bit)[faults.index[own]]
+    assert safe[changes].mean() > 0.2
+    assert not truth[safe].any()
+    run("adaptive_certified", space, engine, tmp_path)
+    asked = np.concatenate([np.asarray(s["id"]) for s in records.read_shards(tmp_path)])
+    assert not safe[asked].any()
+    monkeypatch.setattr(jfi.engine, "RADII_BLOCK", 5)
+    again = jfi.Engine(engine.network, IMAGES, np.zeros(12, int), engine.sites)
+    for site, bit in ((0, 3), (1, 20)):
+        assert np.array_equal(again.certified(site, bit), engine.certified(site, bit))
+
+
+def test_a_leaf_without_radii_has_no_certified_flip():
+    def twice(params, x):
+        return x @ params["w"] + params["w"].sum()
+
+    network = jfi.network(twice, {"w": PARAMS["second"][:6]}, IMAGES[0])
+    one = jfi.Engine(network, IMAGES, np.zeros(12, int), network.sites)
+    assert not one.certified(0, 0).any()
+
+
 def test_goes_on_where_it_was_stopped(space, engine, tmp_path, monkeypatch):
     whole = run("adaptive", space, engine, tmp_path / "whole")
     run_shard, left = campaign.run_shard, [1]

@@ -105,6 +105,24 @@ def test_what_is_known_is_drawn_from_no_stratum():
     assert (space.decode(members(parts)[1]).index >= 3).all()
 
 
+def test_what_is_proven_harmless_is_left_out_of_any_split():
+    leaves = leaves_of(np.dtype("f4"))
+    space = space_of(leaves)
+    plain = strata.by_distance(space, leaves)
+
+    def harmless(site, bit):
+        return (np.arange(leaves[site].size) + bit) % 2 == 0
+
+    split = strata.without(plain, harmless)
+    for site, bit in ((0, 3), (1, 30)):
+        safe = harmless(site, bit)
+        assert (split(site, bit)[safe] == strata.KNOWN).all()
+        assert np.array_equal(split(site, bit)[~safe], plain(site, bit)[~safe])
+    faults = space.decode(members(strata.strata(space, leaves, split))[1])
+    assert ((faults.index + faults.bit) % 2 == 1).all()
+    assert faults.index.size == sum((~harmless(s, b)).sum() for s in (0, 1) for b in range(32))
+
+
 def test_what_cannot_be_split_is_refused():
     leaves = leaves_of(np.dtype("f4"))
     space = space_of(leaves)
