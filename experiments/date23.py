@@ -16,7 +16,15 @@ before, without one inference more:
 take two minutes and 75 s on 2 cores. Of 3,934,080 faults 0.817% are critical; the average margin
 of a layer is 2.0% network-wise, 0.24% layer-wise, 0.04% data-unaware and 0.05% data-aware, in the
 order of the paper's. The margin holds the truth of layers in 94% of network-wise campaigns, of
-bits in 64% of data-aware ones, which draw nothing where they take p for 0.
+bits in 64% of data-aware ones, which draw nothing where they take p for 0. On ResNet-20,
+
+    python -m experiments.truth --net=resnet20 --weights=resnet20-12fca82f.th \\
+        --dataset=cifar10 --images=64 --sites='(conv1|linear)/kernel' --share=0.02 --out=truth.npz
+
+takes 12 minutes on 2 cores, and the script 25 s: campaigns are run on the first and the last layer,
+the tables of sample sizes and p are of all 20. 2.845% of the 68,608 faults are critical; average
+margins are 0.48, 0.33, 0.05 and 0.08%, and the margin holds the truth of layers in 98.8 to 99.2% of
+campaigns, of bits in 64% of data-aware ones.
 
 Without --truth the campaigns are run, each of the four and ten samples of the first layer by each
 method, and go on where they were stopped; there is then nothing to validate against:
@@ -431,7 +439,7 @@ def smoke_truth(out: Path) -> Truth:
     dataset = data.load("digits")
     net = nets.build("lenet", dataset.x_test.shape[1:])
     if not weights.exists():
-        nets.save(weights, train.train(net, dataset, train.Recipe()))
+        nets.save(weights, train.train(net, dataset, train.Recipe()).state.variables)
     network = target.load_network(net, weights)
     work = truths.plan(network)
     workload = target.workload(net, dataset, None)

@@ -9,7 +9,7 @@ from scipy import stats
 
 import jfi
 import nets
-from experiments import date23, sizes, target, truth
+from experiments import date23, sizes, target, train, truth
 from experiments.truth import Truth
 from jfi import bits, campaign, estimates, sampling
 from jfi.engine import Engine
@@ -289,6 +289,21 @@ def test_only_layers_that_are_known_in_full(script, tmp_path):
 def test_bad_input(script, own_folder, flags, message):
     ended = script(date23, *flags.split())
     assert ended.status == 2 and message in ended.err and ended.err.count("\n") == 1
+
+
+def test_smoke_makes_a_truth_of_the_network_that_it_trained(monkeypatch, tmp_path):
+    recipe = train.Recipe(epochs=1)
+    monkeypatch.setattr(train, "Recipe", lambda: recipe)
+    monkeypatch.setattr(truth, "write", lambda path, work, engine, *_, **__: (path, engine))
+    path, engine = date23.smoke_truth(tmp_path)
+    assert path == tmp_path / "truth.npz"
+    assert len(engine.images) == 360
+    net = nets.build("lenet", (8, 8, 1))
+    kept = target.load_network(net, tmp_path / "lenet_digits.safetensors")
+    start = target.read(net, nets.init(net, recipe.seed))
+    for site in engine.sites:
+        assert np.array_equal(engine.network.values(site), kept.values(site))
+        assert not np.array_equal(kept.values(site), start.values(site))
 
 
 @pytest.mark.slow
