@@ -18,7 +18,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,19 +217,17 @@ def names(found: Truth) -> list[str]:
     return [*fixed, *more, *hinted]
 
 
-def splits(found: Truth, method: str) -> Split:
-    """The strata of an adaptive method, each computed once."""
-    by_distance = strata.by_distance(found.space, found.leaves)
-    return cache(
-        {
-            "adaptive by cell": lambda: strata.by_cell(found.space, found.leaves),
-            "adaptive by |dw|": lambda: by_distance,
-            "adaptive by score": lambda: strata.by_score(found.leaves, found.hints.sensitivity),
-            "adaptive certified": lambda: strata.without(
-                by_distance, lambda site, bit: found.hints.certified[site][:, bit]
-            ),
-        }[method]()
-    )
+def split_of(found: Truth, method: str) -> Split:
+    """What an adaptive method splits by."""
+    space, leaves, hints = found.space, found.leaves, found.hints
+    if method == "adaptive by cell":
+        return strata.by_cell(space, leaves)
+    if method == "adaptive by score":
+        return strata.by_score(leaves, hints.sensitivity)
+    by_distance = strata.by_distance(space, leaves)
+    if method == "adaptive by |dw|":
+        return by_distance
+    return strata.without(by_distance, lambda site, bit: hints.certified[site][:, bit])
 
 
 def campaigns(found: Truth, case: Case) -> Callable[[int], Result]:
@@ -240,8 +238,8 @@ def campaigns(found: Truth, case: Case) -> Callable[[int], Result]:
     if case.method == "iterative":
         method = sfi.iterative()
     else:
-        split = splits(found, case.method)
-        method = adaptive.adaptive(lambda space, leaves: split)
+        parts = strata.strata(found.space, found.leaves, split_of(found, case.method))
+        method = adaptive.over(lambda space, leaves: parts)
     oracle = found.critical.__getitem__
     return partial(method, found.space, found.leaves, request, levels, oracle)
 

@@ -25,12 +25,12 @@ from jfi.methods import Interval, Method, Oracle, Result, Unit
 from jfi.sampling import Request, check
 from jfi.strata import Split, Strata, by_cell, strata
 
-# None of these touches validity. They were tuned on the truths of LeNet, for few injections.
+# None of these touches validity. They were tuned on truths of LeNet and ResNet-20.
 PRIOR = 0.05  # share of critical faults that is guessed of strata before the first draw
 STRENGTH = 3.0  # injections that a coarser group's share counts for in a finer one
 DOUBT = 0.75  # critical faults that bets reckon with beyond those guessed, in all draws of a unit
 ROUND = 0.5  # of the faults that seem to be needed, the share drawn in a round
-PILOT = 128  # faults of the first round
+PILOT = 64  # faults of the first round
 FEWEST = 64  # faults of a later one
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the margin, how far below T is aimed at
 
@@ -72,15 +72,20 @@ class Watch(NamedTuple):
 
 def adaptive(split: Callable[[FaultSpace, Sequence[np.ndarray]], Split] = by_cell) -> Method:
     """The adaptive sampler over the strata that ``split`` makes, such as `strata.by_distance`."""
-    return partial(_run, split)
+    return over(lambda space, leaves: strata(space, leaves, split(space, leaves)))
+
+
+def over(make: Callable[[FaultSpace, Sequence[np.ndarray]], Strata]) -> Method:
+    """The adaptive sampler over strata that are there already, or made in another way."""
+    return partial(_run, make)
 
 
 def _run(
-    split, space: FaultSpace, leaves, request: Request, levels, oracle: Oracle, seed: int
+    make, space: FaultSpace, leaves, request: Request, levels, oracle: Oracle, seed: int
 ) -> Result:
     check(request)
     asked = methods.units(space, levels)
-    parts = strata(space, leaves, split(space, leaves))
+    parts = make(space, leaves)
     watches = [_watch(space, parts, unit, request) for unit in asked]
     drawn = Drawn(np.zeros_like(parts.size), np.zeros_like(parts.size))
     keys, rounds = shuffle.keys(seed, len(parts.size)), []

@@ -81,13 +81,36 @@ def test_distances_are_those_of_the_flip():
     assert not np.isfinite(strata.distances(leaf, 30)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
+def test_words_fall_where_the_flip_makes_them_less(dtype):
+    """Word by word; a sign bit that is set turns infinity and NaN down."""
+    leaf = np.array([1.0, -2.0, 0.0, -1.0, 3.0]).astype(dtype)
+    for bit in range(8 * leaf.dtype.itemsize):
+        for word, fell in zip(leaf, strata.falls(leaf, bit), strict=True):
+            flipped = bits.faulty(word[None], bit, bits.FLIP)[0]
+            if np.isnan(flipped):
+                assert fell == np.signbit(flipped)
+            else:
+                assert fell == (float(flipped) < float(word))
+    assert strata.falls(np.array([1.5, -1.5], np.float32), 30).tolist() == [0, 1]
+
+
+def test_strata_by_distance_tell_both_ways_apart():
+    leaf = np.array([0.75, -0.75], np.float32)
+    split = strata.by_distance(space_of([leaf]), [leaf])
+    for bit in range(32):
+        up, down = split(0, bit)
+        assert abs(int(up) - int(down)) == 1
+        assert up // 2 == down // 2 == strata.octaves(strata.distances(leaf, bit))[0]
+
+
 def test_a_score_is_distance_times_sensitivity_and_arrays_are_taken_as_they_are():
     leaves = leaves_of(np.dtype("f4"))
     space = space_of(leaves)
     sensitivity = [np.full(x.size, 8.0) for x in leaves]
     plain, scored = strata.by_distance(space, leaves), strata.by_score(leaves, sensitivity)
     finite = np.isfinite(strata.distances(leaves[1], 25))
-    assert (scored(1, 25)[finite] == plain(1, 25)[finite] + 3).all()
+    assert (scored(1, 25)[finite] == plain(1, 25)[finite] + 2 * 3).all()
     scores = [np.random.default_rng(0).random((x.size, 32)) for x in leaves]
     expected = strata.octaves(scores[0][:, 7])
     assert (strata.by_array(scores)(0, 7) == expected).all()
