@@ -8,9 +8,18 @@ and how often the interval holds the true share, with the lower end of that cove
 Clopper-Pearson interval. Writes samplers.json, samplers.md and samplers.png to --out.
 
 Methods: the fixed samples of DATE'23 with the papers' normal interval and with Clopper and
-Pearson's, iterative SFI, and the adaptive sampler of `jfi.adaptive` with strata by (layer, bit),
-by |dw|, and, where --weights and --dataset are given, by |dw| times the sensitivity of the word
-(`jfi.scores`). --smoke takes seconds: few campaigns on a small made-up truth.
+Pearson's, iterative SFI, and the adaptive sampler of `jfi.adaptive` with strata by (layer, bit) and
+by |dw|. Where --weights and --dataset are given, those that the truth is of, also with strata by
+|dw| times the sensitivity of the word (`jfi.scores`), and by |dw| without the faults that certified
+radii prove harmless, which need no injection:
+
+    python -m experiments.bench_samplers --truth=lenet_mnist.npz --levels=network --repeats=1000 \\
+        --methods=adaptive --weights=weights/lenet_mnist.safetensors --dataset=mnist.npz
+
+A truth that knows some layers whole and a share of the rest is a truth of those layers; with --fill
+it stands in for one of all of them. A campaign takes 3 ms to 2 s, most for every bit and small
+margins. `experiments.sampler_table` puts the results of several truths in one table and figure.
+--smoke takes seconds: few campaigns on a small made-up truth.
 """
 
 import itertools

@@ -176,11 +176,17 @@ def _before(x: np.ndarray) -> np.ndarray:
 
 
 def _kelly(gain: np.ndarray, weights: np.ndarray, loss: float, span: float) -> tuple[float, float]:
-    lambdas = _LAMBDAS / span
-    capped = _capped(lambdas, loss)
-    growths = np.log1p(capped[:, None] * gain) @ weights
-    best = np.argmax(growths)
-    return float(capped[best]), float(growths[best])
+    bets = _capped(_LAMBDAS / span, loss)
+
+    def growth(k: int) -> float:
+        return float(np.log1p(bets[k] * gain) @ weights)
+
+    # It is concave in the bet: the grid is halved, not searched through.
+    low, high = 0, len(bets) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if growth(middle + 1) > growth(middle) else (low, middle)
+    return float(bets[low]), growth(low)
 
 
 def _capped(bet, loss):
