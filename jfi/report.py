@@ -130,7 +130,7 @@ def warnings(
         if units and level not in levels:
             found.append(
                 f"{_TITLES[level]}: the sampler plans no margin for these units. Their intervals "
-                f"hold, and are as wide as chance left them: half of it, in "
+                f"hold, but are as wide as chance left them. Half their width: "
                 f"{_named(units, lambda e: (e.cp_high - e.cp_low) / 2)}."
             )
             continue

@@ -1,9 +1,12 @@
 """Estimates against SciPy, closed forms, enumerated populations and simulated campaigns."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from jfi import estimates
@@ -40,6 +43,23 @@ def test_intervals_are_scipys_where_the_population_is_huge(k, n, confidence):
     whole = one_cell(HUGE, n, k, confidence)
     np.testing.assert_allclose((whole.low, whole.high), wilson, atol=1e-9)
     np.testing.assert_allclose((whole.cp_low, whole.cp_high), exact, atol=1e-9)
+
+
+counts = st.integers(1, 10**5).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts, st.floats(0.5, 0.999))
+def test_intervals_of_any_count_are_scipys_and_those_of_statsmodels(count, confidence):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    test = stats.binomtest(*count)
+    for name, method, found in (
+        ("wilson", "wilson", estimates.wilson(*count, confidence)),
+        ("beta", "exact", estimates.clopper_pearson(*count, confidence)),
+    ):
+        theirs = proportion.proportion_confint(*count, 1 - confidence, method=name)
+        np.testing.assert_allclose(found, test.proportion_ci(confidence, method), atol=1e-9)
+        np.testing.assert_allclose(found, np.clip(theirs, 0, 1), atol=1e-9)
 
 
 def test_intervals_are_vectorised_over_real_valued_counts():
@@ -147,6 +167,48 @@ def test_stratified_estimate_and_margin_are_the_closed_form():
     assert e.low < e.estimate < e.high
     assert e.cp_low < e.estimate < e.cp_high
     assert e.unsampled == 0
+
+
+small = st.lists(
+    st.lists(st.integers(0, 1), min_size=2, max_size=5).flatmap(
+        lambda faults: st.tuples(st.just(faults), st.integers(1, len(faults)))
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(small)
+def test_the_estimate_is_unbiased_and_its_variance_what_cochran_says(strata):
+    """Every sample of every stratum is enumerated.
+
+    The margin takes p (1 - p) / n for a variance, as the papers do: short of the true one by
+    (n - 1) N / (n (N - 1)), Cochran's Sampling Techniques, theorem 2.4.
+    """
+    sizes = np.array([len(faults) for faults, _ in strata])
+    n = np.array([n for _, n in strata])
+    samples = itertools.product(*(itertools.combinations(*stratum) for stratum in strata))
+    found = [network_of(sizes, n, [sum(own) for own in sample], t=1.0) for sample in samples]
+    points, variances = (
+        np.array(x) for x in zip(*((e.estimate, e.margin**2) for e in found), strict=True)
+    )
+    p = np.array([np.mean(faults) for faults, _ in strata])
+    assert points.mean() == pytest.approx(sizes @ p / sizes.sum())
+    true = (sizes / sizes.sum()) ** 2 * p * (1 - p) / n * (sizes - n) / (sizes - 1)
+    assert points.var() == pytest.approx(true.sum())
+    assert variances.mean() == pytest.approx((true * (n - 1) / n * sizes / (sizes - 1)).sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.data(), st.floats(0.5, 0.99))
+def test_exact_intervals_cover_any_small_population(population, data, confidence):
+    n = data.draw(st.integers(1, population))
+    k = np.arange(n + 1)
+    low, high = estimates.hypergeometric(k, n, population, confidence)
+    for truth in range(population + 1):
+        held = (low - 1e-12 <= truth / population) & (truth / population <= high + 1e-12)
+        assert stats.hypergeom.pmf(k, population, truth, n) @ held >= confidence - 1e-9
 
 
 def test_one_stratum_over_many_cells_is_a_simple_random_sample():
