@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import bench_samplers, cli
 from jfi.errors import InputError
+from jfi.methods import LEVELS
 
 COMPARED = (
     "network_wise, normal",
@@ -35,6 +36,7 @@ def define_flags() -> None:
     """Flags of this script."""
     flags.DEFINE_list("rows", None, "Files samplers.json of bench_samplers.", required=True)
     flags.DEFINE_string("methods", ";".join(COMPARED), "The methods, their names joined by ';'.")
+    flags.DEFINE_list("levels", list(LEVELS), f"The units: {', '.join(LEVELS)}.")
     flags.DEFINE_float("confidence", 0.99, "Confidence of the tables and the figure.")
     flags.DEFINE_string("out", "runs/samplers", "Folder for sampler_table.md and .png.")
 
@@ -163,9 +165,12 @@ def main() -> None:
     args = flags.FLAGS
     methods = args.methods.split(";")
     rows = where(read(args.rows), confidence=args.confidence)
-    rows = [row for row in rows if row["method"] in methods]
+    rows = [row for row in rows if row["method"] in methods and row["level"] in args.levels]
     if not rows:
-        raise InputError(f"no row has confidence {args.confidence} and one of {'; '.join(methods)}")
+        raise InputError(
+            f"no row has confidence {args.confidence}, a level of {', '.join(args.levels)} and one "
+            f"of {'; '.join(methods)}"
+        )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     found = text(rows, methods, args.confidence)

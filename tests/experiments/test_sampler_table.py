@@ -89,7 +89,8 @@ def test_the_script_writes_tables_and_a_figure(script, tmp_path):
         ("[1]", (), "rows.json cannot be read"),
         ("[]", (), "rows.json are not those of bench_samplers"),
         ('[{"truth": "t"}]', (), "rows.json are not those of bench_samplers"),
-        (json.dumps(ROWS), ("--confidence=0.9",), "no row has confidence 0.9 and one of"),
+        (json.dumps(ROWS), ("--confidence=0.9",), "no row has confidence 0.9, a level"),
+        (json.dumps(ROWS), ("--levels=bit",), "a level of bit and one of"),
         (json.dumps(ROWS), ("--methods=magic",), "and one of magic"),
     ],
 )
