@@ -15,6 +15,7 @@ from jfi import workload as workloads
 from jfi.campaign import Plan
 from jfi.embedding import embedding
 from jfi.errors import InputError
+from jfi.expected import chances
 from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.golden import golden_run
 from jfi.methods import LEVELS, units
@@ -166,4 +167,6 @@ def choose(network: Network, images: np.ndarray, labels: np.ndarray) -> workload
     seen = workloads.golden_pass(golden_run(network, images).logits, labels)
     if args.workload.startswith("kennard_stone"):
         seen = seen._replace(embedding=embedding(network, images, args.workload_layer))
+    if args.workload.startswith("expected"):
+        seen = seen._replace(chances=chances(network, images, jfi.select(network, args.sites)))
     return workloads.select(args.workload, seen)

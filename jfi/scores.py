@@ -43,11 +43,11 @@ def sensitivity(network: Network, images: np.ndarray, sites: Sequence[Site]) -> 
     return [by_name.get(site.name, np.ones(site.words, np.float32)) for site in sites]
 
 
-def _step(network: Network, positions: Sequence[int]):
-    """`(sensitivities, images) -> sensitivities`, the larger of both."""
+def margin(network: Network, positions: Sequence[int]):
+    """`(values, image) -> margin` with the leaves at `positions` set to `values`."""
     structure = jax.tree.structure(network.params)
 
-    def margin(values, image):
+    def of(values, image):
         leaves = list(network.leaves)
         for position, value in zip(positions, values, strict=True):
             leaves[position] = value
@@ -55,8 +55,15 @@ def _step(network: Network, positions: Sequence[int]):
         first, second = lax.top_k(logits.astype(jnp.float32), 2)[0]
         return first - second
 
+    return of
+
+
+def _step(network: Network, positions: Sequence[int]):
+    """`(sensitivities, images) -> sensitivities`, the larger of both."""
+    gradient = jax.value_and_grad(margin(network, positions))
+
     def relative(values, image):
-        size, gradients = jax.value_and_grad(margin)(values, image)
+        size, gradients = gradient(values, image)
         smallest = jnp.finfo(jnp.float32).tiny
         return [jnp.abs(g.astype(jnp.float32)) / jnp.maximum(size, smallest) for g in gradients]
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jfi.errors import InputError
+from jfi.expected import found_at
 from jfi.kennard_stone import chosen_at
 
 EPSILON = 0.3  # of central mode, as in the paper
@@ -28,11 +29,13 @@ class Pass(NamedTuple):
     probabilities: [B, C], each row sums to one.
     labels: int [B], or None where they are not known.
     embedding: [B, D] of some layer (`jfi.embedding`), or None.
+    chances: [F, B], those of some faults to be critical (`jfi.expected`), or None.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray | None = None
     embedding: np.ndarray | None = None
+    chances: np.ndarray | None = None
 
 
 class Selection(NamedTuple):
@@ -43,7 +46,7 @@ class Selection(NamedTuple):
     of: int
 
 
-def golden_pass(logits, labels=None, embedding=None) -> Pass:
+def golden_pass(logits, labels=None, embedding=None, chances=None) -> Pass:
     """The pass of golden logits [B, C]; softmax in float64.
 
     Raises:
@@ -53,15 +56,15 @@ def golden_pass(logits, labels=None, embedding=None) -> Pass:
     if wide.ndim != 2 or not len(wide):
         raise InputError(f"logits have shape {wide.shape}; [B, C] is needed, with an image or more")
     exps = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return check(Pass(exps / exps.sum(axis=1, keepdims=True), labels, embedding))
+    return check(Pass(exps / exps.sum(axis=1, keepdims=True), labels, embedding, chances))
 
 
 def check(seen: Pass) -> Pass:
     """The pass, whole and in range.
 
     Raises:
-      InputError: probabilities that are negative or don't sum to one; labels or an embedding
-        that don't fit them.
+      InputError: probabilities that are negative or don't sum to one; labels, an embedding or
+        chances that don't fit them.
     """
     p = np.asarray(seen.probabilities, np.float64)
     if p.ndim != 2 or not len(p) or p.shape[1] < 2:
@@ -75,7 +78,9 @@ def check(seen: Pass) -> Pass:
         )
     labels = None if seen.labels is None else _check_labels(seen.labels, p.shape)
     embedding = None if seen.embedding is None else _check_embedding(seen.embedding, len(p))
-    return Pass(p, labels, embedding)
+    if seen.chances is not None and seen.chances.shape[1:] != (len(p),):
+        raise InputError(f"chances have shape {seen.chances.shape}; [F, {len(p)}] is needed")
+    return Pass(p, labels, embedding, seen.chances)
 
 
 def _check_labels(labels, shape: tuple[int, int]) -> np.ndarray:
@@ -130,6 +135,16 @@ def ratio(seen: Pass) -> np.ndarray:
     return np.exp(margin(seen))
 
 
+def expected(seen: Pass) -> np.ndarray:
+    """[B] in [0, 1]: critical faults an image is expected to add to earlier ones (`jfi.expected`).
+
+    Ours. It takes one backward pass an image, and no labels.
+    """
+    if seen.chances is None:
+        raise InputError("metric expected needs chances [F, B]; give them (jfi.expected)")
+    return found_at(seen.chances)
+
+
 def kennard_stone(seen: Pass) -> np.ndarray:
     """[B] from 0: how far an image is from those chosen before it (`jfi.kennard_stone`)."""
     return chosen_at(_embedding(seen, "kennard_stone"), "euclidean")
@@ -182,6 +197,7 @@ METRICS: dict[str, Metric] = {
     "cross_entropy": Metric(cross_entropy, True, True, float(np.log(2))),
     "margin": Metric(margin, False, False, 0.0),
     "ratio": Metric(ratio, False, False, 1.0),
+    "expected": Metric(expected, False, True, None),
     "kennard_stone": Metric(kennard_stone, False, True, None),
     "kennard_stone_correlation": Metric(kennard_stone_correlation, False, True, None),
 }
