@@ -431,15 +431,22 @@ def of_network(net: nets.Net, dataset: data.Dataset, out: Path) -> Subject:
     return Subject(net.name, space, [network.values(site) for site in space.sites], {}, draw)
 
 
+def smoke_weights(net: nets.Net, dataset: data.Dataset, out: Path) -> Path:
+    """Weights of a network in a folder, trained where they are not there yet."""
+    path = out / f"{net.name}_{dataset.name}.safetensors"
+    if not path.exists():
+        nets.save(path, train.train(net, dataset, train.Recipe()).state.variables)
+    return path
+
+
 def smoke_truth(out: Path) -> Truth:
     """LeNet on digits, trained, and its truth: made once, then read."""
-    path, weights = out / "truth.npz", out / "lenet_digits.safetensors"
+    path = out / "truth.npz"
     if path.exists():
         return truths.load(path)
     dataset = data.load("digits")
     net = nets.build("lenet", dataset.x_test.shape[1:])
-    if not weights.exists():
-        nets.save(weights, train.train(net, dataset, train.Recipe()).state.variables)
+    weights = smoke_weights(net, dataset, out)
     network = target.load_network(net, weights)
     work = truths.plan(network)
     workload = target.workload(net, dataset, None)

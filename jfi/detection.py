@@ -33,7 +33,7 @@ class Verdicts(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Faults by their gravest class after 0 to n images, int [n + 1] each.
+    """Faults by their gravest class after 0 to n images, [n + 1] each.
 
     Before the first image all are masked. `masked` and `non_critical` are None together.
     """
@@ -87,18 +87,28 @@ def first_hits(bits: np.ndarray, order: np.ndarray) -> np.ndarray:
     return found
 
 
-def critical_faults(verdicts: Verdicts, order: np.ndarray | None = None) -> np.ndarray:
-    """int [n]: faults that are critical for each image, of those in `order` (Figure 1)."""
-    order = np.arange(verdicts.images) if order is None else order
-    parts = (flags.sum(axis=0) for _, flags in _unpacked(verdicts.critical, order))
-    return sum(parts, np.zeros(order.size, np.int64))
+def by_image(bits: np.ndarray, images: int) -> np.ndarray:
+    """int [B]: faults whose bit is set for each image, of packed bits [F, ceil(B / 8)]."""
+    parts = (flags.sum(axis=0) for _, flags in _unpacked(bits, np.arange(images)))
+    return sum(parts, np.zeros(images, np.int64))
 
 
-def critical_share(verdicts: Verdicts, order: np.ndarray) -> np.ndarray:
-    """[n] in [0, 1]: the share of inferences that are critical after 1 to n images (Figure 3)."""
+def shares(verdicts: Verdicts, order: np.ndarray) -> Curves:
+    """The share of inferences, in [0, 1], in each class after 0 to n images (Figure 3).
+
+    Before the first image all are masked.
+    """
     order = _check_order(order, verdicts.images)
-    inferences = len(verdicts.critical) * np.arange(1, order.size + 1)
-    return critical_faults(verdicts, order).cumsum() / np.maximum(inferences, 1)
+    inferences = np.maximum(len(verdicts.critical) * np.arange(1, order.size + 1), 1)
+
+    def share(bits):
+        return by_image(bits, verdicts.images)[order].cumsum() / inferences
+
+    critical = np.concatenate([[0], share(verdicts.critical)])
+    if verdicts.masked is None:
+        return Curves(critical, None, None)
+    masked = np.concatenate([[1], share(verdicts.masked)])
+    return Curves(critical, masked, 1 - masked - critical)
 
 
 def images_needed(

@@ -59,13 +59,18 @@ def test_curves_without_masked_verdicts():
     assert found.masked is None and found.non_critical is None
 
 
-def test_critical_faults_and_share_by_image():
-    severity = severities(1)
-    own = (severity == CRITICAL).sum(0)
-    np.testing.assert_array_equal(detection.critical_faults(verdicts(severity)), own)
-    order = np.array([4, 2, 9])
-    expected = [own[order[:n]].sum() / (60 * n) for n in (1, 2, 3)]
-    np.testing.assert_allclose(detection.critical_share(verdicts(severity), order), expected)
+def test_faults_by_image_and_shares_of_inferences():
+    severity, order = severities(1), np.array([4, 2, 9])
+    data = verdicts(severity)
+    own = detection.by_image(data.critical, 21)
+    np.testing.assert_array_equal(own, (severity == CRITICAL).sum(0))
+    found = detection.shares(data, order)
+    for kind, share in enumerate((found.masked, found.non_critical, found.critical)):
+        expected = [(severity[:, order[:n]] == kind).mean() for n in (1, 2, 3)]
+        np.testing.assert_allclose(share, [kind == MASKED, *expected])
+    np.testing.assert_array_equal(
+        detection.shares(data._replace(masked=None), order).critical, found.critical
+    )
 
 
 def test_images_needed():
@@ -132,7 +137,7 @@ def test_curves_end_at_the_totals_of_the_campaign(engine, measure, tmp_path):
     order = workload.order(engine.golden.margin, high=False)
     ends = detection.curves(found, order)
     assert ends.critical[-1] == summary["estimates"][0]["critical"] > 0
-    assert detection.critical_faults(found).sum() == summary["pairs"]["critical"]
+    assert detection.by_image(found.critical, 11).sum() == summary["pairs"]["critical"]
     if measure == "full":
         shards = list(jfi.campaign.records.read_shards(tmp_path))
         masked = sum((shard["masked"] == 11).sum() for shard in shards)
