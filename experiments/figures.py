@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jfi.detection import Curves
 from jfi.estimates import Estimate
 
 COLOURS = ("#7fa8d1", "#1f5a96", "#8cbf88", "#2e7d32")
 TRUTH, INJECTIONS = "#14304f", "#c8501e"
+_MORE = ("#c8501e", "#8e5ea2", "#8a8a8a", "#14304f")
 
 
 def bit_frequencies(path: Path, f0: np.ndarray, f1: np.ndarray) -> None:
@@ -105,6 +107,69 @@ def stacked(path: Path, shares: Mapping[str, Mapping[str, float]]) -> None:
     _save(figure, path)
 
 
+def metrics(path: Path, values: Mapping[str, np.ndarray], critical: np.ndarray) -> None:
+    """Metric values [B] against the faults critical for each image [B] (DEAR-CNN, Figure 1)."""
+    figure, panels = _panels(len(values))
+    for axes, (name, column) in zip(panels, values.items(), strict=True):
+        axes.scatter(column, critical, s=7, alpha=0.5, color=COLOURS[1], linewidths=0)
+        axes.set_xlabel(name)
+    panels[0].set_ylabel("faults critical for the image")
+    _save(figure, path)
+
+
+def classes(
+    path: Path, ranked: Curves, chance: Curves, unit: str, metric: np.ndarray | None = None
+) -> None:
+    """Curves by class, images ranked and at random (DEAR-CNN, Figures 2 and 3).
+
+    Args:
+      metric: values in the order of `ranked`; drawn from 0 to 1 on the right, with a band of 10%
+        around the last value of each curve.
+    """
+    names = [name for name in Curves._fields if getattr(ranked, name) is not None]
+    figure, panels = _panels(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        own, other = getattr(ranked, name), getattr(chance, name)
+        # The legend needs each line once; it leaves out labels that start like this.
+        hide = "" if axes is panels[0] else "_"
+        axes.plot(own, color=COLOURS[1], label=f"{hide}ranked")
+        axes.plot(other, color=COLOURS[0], label=f"{hide}random, mean")
+        axes.axhline(own[-1], color=COLOURS[3], linestyle=":", label=f"{hide}all images")
+        axes.set_ylim(0, max(1.15 * own[-1], 1.05 * own.max(), 1.05 * other.max()))
+        axes.set_title(name.replace("_", "-"), loc="left", fontsize="medium")
+        axes.set_xlabel("images")
+        if metric is not None:
+            _steady_state(axes, own[-1], metric, f"{hide}metric")
+    panels[0].set_ylabel(unit)
+    _save(figure, path)
+
+
+def _steady_state(axes, last: float, metric: np.ndarray, label: str) -> None:
+    """The band of 10% around a curve's last value, and the metric from 0 to 1."""
+    for edge in (0.9, 1.1):
+        axes.axhline(edge * last, color="k", linestyle=":", linewidth=0.8)
+    scaled = (metric - metric.min()) / max(np.ptp(metric), np.finfo(float).tiny)
+    right = axes.twinx()
+    right.plot(scaled, color=INJECTIONS, linewidth=1, label=label)
+    right.set_ylim(0, 1.05)
+
+
+def detection(path: Path, curves: Mapping[str, np.ndarray], total: int) -> None:
+    """Critical faults found by 1 to n images in several orders, of `total`."""
+    figure, axes = _canvas((9, 5.4))
+    styles = [(line, colour) for line in ("-", "--", ":") for colour in (*COLOURS, *_MORE)]
+    for (name, found), (line, colour) in zip(curves.items(), styles, strict=False):
+        axes.plot(
+            np.arange(1, len(found)), 100 * np.asarray(found[1:]) / max(total, 1),
+            label=name, color=colour, linestyle=line, linewidth=1.4,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("images")
+    axes.set_ylabel("critical faults found, %")
+    _save(figure, path, columns=3)
+
+
 def _ticks(found: Mapping[str, Sequence]) -> list[tuple[int, int]]:
     """(place, number) of every sample; methods are one place apart."""
     starts = np.cumsum([0, *(len(own) + 1 for own in found.values())])
@@ -122,11 +187,21 @@ def _canvas(size: tuple[float, float]):
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure, _plain(figure.add_subplot())
+
+
+def _panels(count: int):
+    """A figure with plots side by side."""
+    figure, axes = _canvas((4.2 * count, 3.8))
+    axes.remove()
+    return figure, [_plain(figure.add_subplot(1, count, 1 + k)) for k in range(count)]
+
+
+def _plain(axes):
     axes.spines[["top"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(True, axis="y", color="#e4e4e4")
-    return figure, axes
+    return axes
 
 
 def _bits(axes, width: int) -> None:
@@ -136,6 +211,7 @@ def _bits(axes, width: int) -> None:
     axes.set_xlabel("bit")
 
 
-def _save(figure, path: Path) -> None:
-    figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=6)
+def _save(figure, path: Path, columns: int = 6) -> None:
+    if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
+        figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=columns)
     figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,0 +1,541 @@
+"""DEAR-CNN reproduced: a few challenging images find nearly every critical fault, and fewer do.
+
+Bellarmino et al., "DEAR-CNN: Data-efficient assessment of resiliency in convolutional neural
+networks", DDECS 2025: Tables I to IV and Figures 1 to 3 for any network, the times of its model (1
+ms an inference) beside measured ones, and all metrics and selections at equal numbers of images,
+beside what no choice of images can exceed.
+
+    python -m experiments.dear_cnn --smoke
+
+trains LeNet on scikit-learn's digits and writes dear_cnn.md, comparison.csv and four figures to
+runs/dear_cnn. In full:
+
+    python -m experiments.dear_cnn --net=lenet --dataset=mnist.npz
+    python -m experiments.dear_cnn --net=resnet20 --weights=resnet20-12fca82f.th --dataset=cifar10
+
+Faults are bit flips: the paper's are called stuck-at, but "an injected fault involves flipping a
+random bit", and its shares of critical inferences are those of flips. The campaign of each seed is
+run once, its verdicts by image kept in OUT/campaigns; tables and figures are made from them, and
+made again without an inference more. The first seed's campaign tells masked from non-critical
+unless --measure=critical.
+
+Where the paper's words leave room: the centre of central mode is the metric on the border of two
+classes (0.707 for EL2N); the plateau begins where all further steps between sorted values are
+below --slope.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+import nets
+from experiments import campaign as campaign_script
+from experiments import cli, data, date23, figures, target
+from experiments.date23 import markdown
+from jfi import campaign, detection, expected, records, select, workload
+from jfi.campaign import Plan
+from jfi.detection import Curves, Verdicts
+from jfi.embedding import embedding
+from jfi.engine import Engine, take
+from jfi.errors import InputError
+from jfi.faults import FAULT_MODELS
+from jfi.workload import METRICS, Pass, Selection
+
+CONFIG = "net weights dataset images error_margin confidence t fault_model".split()
+RANDOM = 5  # random selections that are averaged, as in the paper
+TIMED = 1000  # faults that times are measured on
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # images to compare at
+SHOWN = ("deepgini", "cross_entropy", "el2n")  # of Figure 1
+DAY = 24 * 60 * 60
+
+
+class Printed(NamedTuple):
+    """A network's rows of Tables I and IV: percent, faults, and percent of the samples."""
+
+    clean: float
+    faulty: float
+    not_critical: float
+    critical: float
+    faults: int
+    central_share: float
+    central: int
+    random: int
+    plateau_share: float
+    plateau: int
+
+
+PAPER = {
+    ("cifar10", "resnet18"): Printed(
+        93.52, 91.24, 97.52, 2.46, 826, 2.11, 822, 496, 14.47, 826),
+    ("cifar10", "resnet9"): Printed(
+        92.17, 89.64, 97.97, 2.77, 1508, 2.20, 1338, 672, 16.27, 1508),
+    ("cifar10", "lenet"): Printed(
+        79.36, 79.07, 99.64, 0.34, 1158, 25.32, 1151, 742, 79.45, 1158),
+    ("cifar10", "vgg11"): Printed(90.10, 88.15, 97.82, 2.18, 819, 1.77, 795, 518, 16.41, 819),
+    ("cifar10", "vgg16"): Printed(91.61, 89.53, 97.71, 2.29, 894, 1.23, 891, 510, 13.33, 894),
+    ("cifar10", "mobilenetv2"): Printed(
+        91.72, 89.47, 97.51, 2.49, 1614, 14.21, 1122, 907, 53.39, 1614),
+    ("mnist", "resnet18"): Printed(99.63, 97.08, 97.45, 2.55, 581, 0.29, 581, 483, 3.64, 581),
+    ("mnist", "resnet9"): Printed(99.65, 96.87, 97.22, 2.78, 527, 0.36, 527, 518, 3.11, 527),
+    ("mnist", "lenet"): Printed(99.25, 99.09, 99.85, 0.15, 484, 0.84, 346, 297, 9.01, 436),
+    ("mnist", "vgg11"): Printed(99.68, 97.36, 97.67, 2.33, 661, 0.22, 659, 511, 3.61, 661),
+    ("mnist", "vgg16"): Printed(99.58, 97.22, 97.64, 2.36, 555, 0.27, 551, 515, 3.28, 555),
+}  # fmt: skip
+CORRELATIONS = "0.99 of cross-entropy and DeepGini, 0.86 of cross-entropy and EL2N, 0.85 of both"
+
+
+class Campaign(NamedTuple):
+    """One list of faults on every image.
+
+    correct: share of inferences whose faulty answer is the label. seconds: all of it took.
+    """
+
+    plan: Plan
+    verdicts: Verdicts
+    correct: float
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """Critical faults."""
+        return int(self.verdicts.critical.any(axis=1).sum())
+
+
+class Subject(NamedTuple):
+    """A network, what a golden pass says of its images, and campaigns, one a seed."""
+
+    net: str
+    dataset: str
+    engine: Engine
+    seen: Pass
+    campaigns: tuple[Campaign, ...]
+
+    @property
+    def images(self) -> int:
+        """Of the test set."""
+        return len(self.engine.images)
+
+
+class Choices(NamedTuple):
+    """The selections of Table IV.
+
+    random: several of the size of `central`. ours: `expected`, of half its size.
+    """
+
+    central: Selection
+    plateau: Selection
+    random: tuple[Selection, ...]
+    ours: Selection
+
+
+def judged(
+    engine: Engine, seed: int, folder: Path, config: Mapping, measure: str, verify_pairs: int
+) -> Campaign:
+    """The campaign of a seed, run with its verdicts kept, or read where it was run before.
+
+    Raises:
+      Disagreement: a pair that was run again naively came out otherwise.
+    """
+    plan = campaign.plan(
+        engine.network, "network_wise",
+        fault_model=config["fault_model"], request=target.request(), seed=seed,
+    )  # fmt: skip
+    flagged = {**config, "seed": seed, "measure": measure}
+    path = records.open_workdir(folder, campaign.manifest(plan, engine, flagged))
+    summary = _finished(path)
+    if summary is None:
+        with campaign_script.LiveProgress() as progress:
+            options = {"measure": measure, "keep_bits": True, "verify_pairs": verify_pairs}
+            summary = campaign.run(plan, engine, path, flagged, progress=progress, **options)
+    if summary["verify"]["disagreements"]:
+        raise date23.truths.Disagreement(f"verification failed: {summary['verify']['worst']}")
+    verdicts = detection.read_verdicts(path)
+    inferences = plan.injections * verdicts.images
+    # Of a campaign that was stopped, the last run stands for all of it.
+    run = summary["run"]
+    seconds = run["seconds"] * plan.injections / max(run["faults"], 1)
+    return Campaign(plan, verdicts, summary["pairs"]["correct"] / inferences, seconds)
+
+
+def _finished(path: Path) -> dict | None:
+    """The summary of a campaign that was run to its end."""
+    return records.read_summary(path) if (path / records.SUMMARY).exists() else None
+
+
+def choices(seen: Pass, epsilon: float, slope: float) -> Choices:
+    """EL2N in central mode and before its plateau, random ones, and ours."""
+    central = workload.select(f"el2n:central:{epsilon}", seen)
+    plateau = workload.select(f"el2n:pre_plateau:{slope}", seen)
+    size = central.indices.size
+    ours = workload.select(f"expected:top:{-(-size // 2)}", seen)
+    return Choices(central, plateau, chances(central.of, size), ours)
+
+
+def chances(images: int, n: int) -> tuple[Selection, ...]:
+    """Random selections of n images, `RANDOM` of them."""
+    return tuple(workload.random(images, n, seed) for seed in range(RANDOM))
+
+
+def found(verdicts: Verdicts, chosen: Selection) -> int:
+    """Critical faults that a selection finds."""
+    return int(critical(verdicts, chosen.indices)[-1])
+
+
+def critical(verdicts: Verdicts, order: np.ndarray) -> np.ndarray:
+    """int [n + 1]: critical faults found by 0 to n images."""
+    return detection.curves(verdicts._replace(masked=None), order).critical
+
+
+def mean(curves: Sequence[Curves]) -> Curves:
+    """The mean curve of each class."""
+    return Curves(
+        *(None if c[0] is None else np.mean(c, axis=0) for c in zip(*curves, strict=True))
+    )
+
+
+def orders(seen: Pass) -> dict[str, np.ndarray]:
+    """Every image in the orders that are compared, by name."""
+    values = {name: metric.values(seen) for name, metric in METRICS.items() if name != "ratio"}
+    ranked = {name: workload.order(column, METRICS[name].high) for name, column in values.items()}
+    nearest = {
+        f"{name}, central first": workload.central(column, METRICS[name].hot_spot, np.inf).indices
+        for name, column in values.items()
+        if METRICS[name].hot_spot  # of a margin, 0: its own order
+    }
+    return ranked | nearest
+
+
+def compared(subject: Subject) -> dict[str, np.ndarray]:
+    """Critical faults found by 0 to B images, [B + 1], in each order and beyond any."""
+    verdicts, images = subject.campaigns[0].verdicts, subject.images
+    curves = {name: critical(verdicts, order) for name, order in orders(subject.seen).items()}
+    by_chance = [critical(verdicts, one.indices) for one in chances(images, images)]
+    curves["random, mean"] = np.mean(by_chance, axis=0)
+    cover = critical(verdicts, detection.set_cover(verdicts).indices)
+    curves["set cover, verdicts known"] = np.pad(cover, (0, images + 1 - cover.size), mode="edge")
+    curves["no choice exceeds"] = detection.cover_bound(verdicts)
+    return curves
+
+
+def timed(subject: Subject, chosen: Mapping[str, Selection], path: Path) -> dict[str, float]:
+    """Seconds to find the critical ones of all faults by each selection, kept in a file.
+
+    Measured on `TIMED` of the faults, compiled before, with the measure `detect`.
+    """
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name, selection in chosen.items():
+        if name not in known:
+            known[name] = _seconds(subject, selection)
+            path.write_text(json.dumps(known))
+    return known
+
+
+def _seconds(subject: Subject, selection: Selection) -> float:
+    whole, plan = subject.engine, subject.campaigns[0].plan
+    engine = Engine(
+        whole.network, whole.images[selection.indices], whole.labels[selection.indices],
+        plan.space.sites, hardware=whole.hardware, workload=selection,
+    )  # fmt: skip
+    ids = campaign.drawn(plan)(0, plan.injections)
+    some = np.random.default_rng(0).choice(ids, min(TIMED, ids.size), replace=False)
+    faults = plan.space.decode(np.sort(some))
+    _, first = np.unique(faults.site, return_index=True)
+    engine.run(take(faults, first), "detect")
+    started = time.perf_counter()
+    engine.run(faults, "detect")
+    return (time.perf_counter() - started) * ids.size / some.size
+
+
+def paper_row(subject: Subject) -> Printed | None:
+    """What the paper prints of this network and data set; None where it has it not."""
+    return next(
+        (
+            row
+            for (dataset, net), row in PAPER.items()
+            if net == subject.net and subject.dataset.startswith(dataset)
+        ),
+        None,
+    )
+
+
+def table_1(subject: Subject) -> list[str]:
+    """Accuracies, inferences and critical faults."""
+    own, paper = subject.campaigns[0], paper_row(subject)
+    share = detection.shares(own.verdicts, np.arange(subject.images)).critical[-1]
+    clean = float((subject.engine.golden.top1 == subject.engine.labels).mean())
+    rows = [("ours", *_percents(clean, own.correct, 1 - share, share), own.total)]
+    if paper:
+        rows.append(("paper, 10,000 images", *paper[:5]))
+    header = (
+        "", "clean accuracy %", "faulty accuracy %", "not critical inferences %",
+        "critical inferences %", "critical faults",
+    )  # fmt: skip
+    return [
+        "## Table I: accuracy, inferences, critical faults",
+        markdown(header, rows),
+        f"{own.plan.injections:,} faults of {own.plan.space.size:,}, each on {subject.images:,} "
+        f"images; the campaign took {own.seconds:,.0f} s.",
+    ]
+
+
+def table_2(subject: Subject) -> list[str]:
+    """Spearman's correlations between metrics; of one that is constant, none."""
+    values = {name: metric.values(subject.seen) for name, metric in METRICS.items()}
+    some = {name: column for name, column in values.items() if np.ptp(column) > 0}
+    rows = [
+        (name, *(f"{r:.2f}" for r in row))
+        for name, row in zip(some, workload.spearman(some), strict=True)
+    ]
+    left_out = [f"{name} is the same for every image." for name in values if name not in some]
+    return [
+        "## Table II: Spearman's rank correlation of the metrics",
+        markdown(("", *some), rows),
+        f"The paper, ResNet-18 on CIFAR-10: {CORRELATIONS}.",
+        *left_out,
+    ]
+
+
+def table_3(subject: Subject, chosen: Choices) -> list[str]:
+    """Central mode against random selections of its size, by seed of the fault list."""
+    rows = []
+    for seed, own in enumerate(subject.campaigns):
+        random = np.mean([found(own.verdicts, one) for one in chosen.random])
+        ours, central = (found(own.verdicts, one) for one in (chosen.ours, chosen.central))
+        rows.append((seed, own.total, central, f"{random:,.1f}", ours))
+    header = (
+        "seed", "critical faults", "EL2N central", f"random, mean of {RANDOM}",
+        f"ours, {chosen.ours.indices.size:,} images",
+    )  # fmt: skip
+    return [
+        f"## Table III: EL2N against random, {chosen.central.indices.size:,} images",
+        markdown(header, rows),
+    ]
+
+
+def table_4(subject: Subject, chosen: Choices, seconds: Mapping[str, float]) -> list[str]:
+    """Share of samples, faults found, and time by each selection."""
+    own, paper = subject.campaigns[0], paper_row(subject)
+    random = np.mean([found(own.verdicts, one) for one in chosen.random])
+    counts = {
+        "central": (chosen.central.indices.size, found(own.verdicts, chosen.central)),
+        "random": (chosen.central.indices.size, round(random)),
+        "pre-plateau": (chosen.plateau.indices.size, found(own.verdicts, chosen.plateau)),
+        "all": (subject.images, own.total),
+        "ours, half of central": (chosen.ours.indices.size, found(own.verdicts, chosen.ours)),
+    }
+    printed = _printed_selections(paper)
+    rows = [
+        (
+            name, n, *_percents(n / subject.images), faults,
+            *_percents(faults / max(own.total, 1)), *printed.get(name, (None, None)),
+            f"{n * own.plan.injections / 1000 / DAY:.3f}",
+            f"{seconds[name]:,.1f}" if name in seconds else None,
+        )
+        for name, (n, faults) in counts.items()
+    ]  # fmt: skip
+    header = (
+        "selection", "images", "% of samples", "critical faults found", "% of them",
+        "paper: % of samples", "% of them", "model, days", "measured, s",
+    )  # fmt: skip
+    return [
+        "## Table IV: EL2N against random",
+        markdown(header, rows),
+        f"Central: {chosen.central.reason}. Pre-plateau: {chosen.plateau.reason}. The model is the "
+        "paper's, 1 ms an inference. Measured is finding the critical faults of the list with the "
+        f"measure `detect` on this machine, compiled, on {TIMED:,} of the faults and scaled.",
+    ]
+
+
+def _printed_selections(paper: Printed | None) -> dict[str, tuple]:
+    """Percent of samples and of critical faults found, as printed."""
+    if paper is None:
+        return {}
+    return {
+        "central": (paper.central_share, f"{100 * paper.central / paper.faults:.1f}"),
+        "random": (paper.central_share, f"{100 * paper.random / paper.faults:.1f}"),
+        "pre-plateau": (paper.plateau_share, f"{100 * paper.plateau / paper.faults:.1f}"),
+        "all": (100, "100.0"),
+    }
+
+
+def comparison(subject: Subject, curves: Mapping[str, np.ndarray], chosen: Choices):
+    """(header, rows) of all orders: faults found at equal counts, and images needed."""
+    total, size = subject.campaigns[0].total, chosen.central.indices.size
+    target_faults = found(subject.campaigns[0].verdicts, chosen.central)
+    counts = sorted({n for n in COUNTS if n < subject.images} | {size})
+    rows = [
+        (
+            name, *(f"{curve[n]:,.0f}" for n in counts),
+            *detection.images_needed(curve, total),
+            *detection.images_needed(curve, target_faults, (1.0,)),
+        )
+        for name, curve in curves.items()
+    ]  # fmt: skip
+    header = (
+        "order", *(f"{n:,}" for n in counts),
+        *(f"for {share:.0%}" for share in detection.SHARES), "as central mode",
+    )  # fmt: skip
+    return header, rows
+
+
+def compare_section(subject: Subject, header, rows, chosen: Choices) -> list[str]:
+    """The comparison, and whether our selection needs fewer images than central mode."""
+    size, verdicts = chosen.central.indices.size, subject.campaigns[0].verdicts
+    needed = {row[0]: row[-1] for row in rows}
+    ours, best = needed["expected"], needed["set cover, verdicts known"]
+    fewer = "fewer" if ours < size else "not fewer"
+    half, central = (found(verdicts, one) for one in (chosen.ours, chosen.central))
+    return [
+        "## All metrics and selections",
+        f"Critical faults found, of {subject.campaigns[0].total:,}, by so many images; images "
+        "that 90 to 100% of them take; and images until as many are found as by central mode.",
+        markdown(header, rows),
+        f"Central mode takes {size:,} images. To find as many faults, our selection `expected` "
+        f"takes {ours:,}, {fewer}; the golden margin {needed['margin']:,}; a greedy cover that "
+        f"knows every verdict {best:,}. With half of central mode's images, "
+        f"{chosen.ours.indices.size:,}, `expected` finds {half:,}, central mode {central:,}. It is "
+        f"chosen by {expected.FAULTS:,} flips of its own, none of which was run. `ratio` is in the "
+        "order of `margin`.",
+    ]
+
+
+def draw(subject: Subject, curves: Mapping, out: Path) -> list[str]:
+    """Figures 1 to 3 and that of the comparison."""
+    verdicts, images, seen = subject.campaigns[0].verdicts, subject.images, subject.seen
+    by_image = detection.by_image(verdicts.critical, images)
+    figures.metrics(
+        out / "figure1.png", {name: METRICS[name].values(seen) for name in SHOWN}, by_image
+    )
+    el2n = METRICS["el2n"].values(seen)
+    ranked, random = workload.order(el2n), [one.indices for one in chances(images, images)]
+    for name, way, unit, metric in (
+        ("figure2", detection.curves, "faults", el2n[ranked]),
+        ("figure3", detection.shares, "share of inferences", None),
+    ):
+        by_chance = mean([way(verdicts, order) for order in random])
+        figures.classes(out / f"{name}.png", way(verdicts, ranked), by_chance, unit, metric)
+    figures.detection(out / "comparison.png", curves, subject.campaigns[0].total)
+    return [
+        "## Figures",
+        "![Figure 1: metrics against faults by image](figure1.png)",
+        "![Figure 2: faults by class, images ranked by EL2N](figure2.png)",
+        "![Figure 3: inferences by class, images ranked by EL2N](figure3.png)",
+        "![All orders](comparison.png)",
+    ]
+
+
+def reproduce(subject: Subject, epsilon: float, slope: float, times: bool, out: Path) -> str:
+    """Every table and figure, written to `out`; the text of dear_cnn.md."""
+    chosen = choices(subject.seen, epsilon, slope)
+    every = workload.select("margin", subject.seen)
+    selections = {
+        "central": chosen.central, "random": chosen.random[0],
+        "pre-plateau": chosen.plateau, "all": every, "ours, half of central": chosen.ours,
+    }  # fmt: skip
+    curves = compared(subject)
+    header, rows = comparison(subject, curves, chosen)
+    with (out / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    parts = [
+        f"# DEAR-CNN: {subject.net} on {subject.dataset}",
+        *table_1(subject),
+        *table_2(subject),
+        *table_3(subject, chosen),
+        *table_4(subject, chosen, timed(subject, selections, out / "times.json") if times else {}),
+        *compare_section(subject, header, rows, chosen),
+        *draw(subject, curves, out),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    (out / "dear_cnn.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _percents(*shares: float) -> tuple[str, ...]:
+    return tuple(f"{100 * share:.2f}" for share in shares)
+
+
+def subject_of(net: nets.Net, dataset: data.Dataset, weights: Path, out: Path) -> Subject:
+    """The network that the flags name, its campaigns run or read."""
+    args = flags.FLAGS
+    images, labels = target.workload(net, dataset, args.images)
+    network = target.load_network(net, weights)
+    sites = select(network)
+    engine = Engine(network, images, labels, sites, hardware=cli.machine())
+    seen = workload.golden_pass(
+        engine.golden.logits, labels, embedding(network, images),
+        expected.chances(network, images, sites),
+    )  # fmt: skip
+    config = {name: getattr(args, name) for name in CONFIG} | {"net": net.name}
+    measures = [args.measure, *["critical"] * (args.seeds - 1)]
+    campaigns = tuple(
+        judged(engine, seed, out / "campaigns" / f"seed_{seed}", config, measure, args.verify)
+        for seed, measure in enumerate(measures)
+    )
+    return Subject(net.name, dataset.name, engine, seen, campaigns)
+
+
+def define_flags() -> None:
+    """Flags of this script."""
+    flags.DEFINE_bool("smoke", False, "LeNet on digits, from its training on.")
+    flags.DEFINE_string("net", "lenet", f"The network: {', '.join(nets.names())}.")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
+        "wrote, weights/<net>_<dataset>.safetensors.",
+    )
+    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
+    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    flags.DEFINE_enum("fault_model", "flip", list(FAULT_MODELS), "Flips, or bits stuck.")
+    flags.DEFINE_float("error_margin", 0.01, "Error margin e that sizes the fault list, in (0, 1).")
+    flags.DEFINE_float("confidence", 0.99, "Its confidence, in (0, 1).")
+    flags.DEFINE_float("t", 2.58, "Normal quantile of the confidence, as in the paper.")
+    flags.DEFINE_integer("seeds", 5, "Fault lists of Table III; all else is of the first.", 1)
+    flags.DEFINE_enum(
+        "measure",
+        "full",
+        ["full", "critical"],
+        "Of the first list: tell masked from non-critical, or only critical, which is faster.",
+    )
+    flags.DEFINE_float("epsilon", workload.EPSILON, "Of central mode, around EL2N = 0.707.")
+    flags.DEFINE_float("slope", workload.SLOPE, "Of the plateau, per image.")
+    flags.DEFINE_bool("times", True, "Measure times for Table IV.")
+    flags.DEFINE_integer("verify", 200, "Pairs of each campaign to run again naively.", 0)
+    flags.DEFINE_string("out", "runs/dear_cnn", "Folder for campaigns, tables and figures.")
+
+
+def main() -> int | None:
+    """Reproduce the paper as the flags ask."""
+    args = flags.FLAGS
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    dataset = data.load("digits" if args.smoke else args.dataset, args.data_dir, train=args.smoke)
+    net = nets.build("lenet" if args.smoke else args.net, dataset.x_test.shape[1:])
+    if args.smoke:
+        weights = date23.smoke_weights(net, dataset, out)
+    else:
+        weights = target.weights_path(net, dataset.name)
+    try:
+        subject = subject_of(net, dataset, weights, out)
+    except date23.truths.Disagreement as error:
+        return cli.fail(error)
+    if not subject.campaigns[0].total:
+        raise InputError(
+            f"no fault of seed 0 is critical for any of {subject.images:,} images; there is "
+            "nothing to find. Give more --images, or a smaller --error_margin"
+        )
+    print(reproduce(subject, args.epsilon, args.slope, args.times, out))
+    print(f"written to {out}")
+    return None
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
