@@ -107,21 +107,6 @@ class Campaign(NamedTuple):
         return int(self.verdicts.critical.any(axis=1).sum())
 
 
-class Subject(NamedTuple):
-    """A network, what a golden pass says of its images, and campaigns, one a seed."""
-
-    net: str
-    dataset: str
-    engine: Engine
-    seen: Pass
-    campaigns: tuple[Campaign, ...]
-
-    @property
-    def images(self) -> int:
-        """Of the test set."""
-        return len(self.engine.images)
-
-
 class Choices(NamedTuple):
     """The selections of Table IV.
 
@@ -134,19 +119,31 @@ class Choices(NamedTuple):
     ours: Selection
 
 
+class Subject(NamedTuple):
+    """A network, what a golden pass says of its images, and campaigns, one a seed."""
+
+    net: str
+    dataset: str
+    engine: Engine
+    seen: Pass
+    chosen: Choices
+    campaigns: tuple[Campaign, ...]
+
+    @property
+    def images(self) -> int:
+        """Of the test set."""
+        return len(self.engine.images)
+
+
 def judged(
-    engine: Engine, seed: int, folder: Path, config: Mapping, measure: str, verify_pairs: int
+    engine: Engine, plan: Plan, folder: Path, config: Mapping, measure: str, verify_pairs: int = 0
 ) -> Campaign:
-    """The campaign of a seed, run with its verdicts kept, or read where it was run before.
+    """The campaign of a plan, run with its verdicts kept, or read where it was run before.
 
     Raises:
       Disagreement: a pair that was run again naively came out otherwise.
     """
-    plan = campaign.plan(
-        engine.network, "network_wise",
-        fault_model=config["fault_model"], request=target.request(), seed=seed,
-    )  # fmt: skip
-    flagged = {**config, "seed": seed, "measure": measure}
+    flagged = {**config, "seed": plan.seed, "measure": measure}
     path = records.open_workdir(folder, campaign.manifest(plan, engine, flagged))
     summary = _finished(path)
     if summary is None:
@@ -223,13 +220,21 @@ def compared(subject: Subject) -> dict[str, np.ndarray]:
     return curves
 
 
-def timed(subject: Subject, chosen: Mapping[str, Selection], path: Path) -> dict[str, float]:
+def timed(subject: Subject, path: Path) -> dict[str, float]:
     """Seconds to find the critical ones of all faults by each selection, kept in a file.
 
     Measured on `TIMED` of the faults, compiled before, with the measure `detect`.
     """
+    chosen = subject.chosen
+    selections = {
+        "central": chosen.central,
+        "random": chosen.random[0],
+        "pre-plateau": chosen.plateau,
+        "all": workload.select("margin", subject.seen),
+        "ours, half of central": chosen.ours,
+    }
     known = json.loads(path.read_text()) if path.exists() else {}
-    for name, selection in chosen.items():
+    for name, selection in selections.items():
         if name not in known:
             known[name] = _seconds(subject, selection)
             path.write_text(json.dumps(known))
@@ -250,6 +255,11 @@ def _seconds(subject: Subject, selection: Selection) -> float:
     started = time.perf_counter()
     engine.run(faults, "detect")
     return (time.perf_counter() - started) * ids.size / some.size
+
+
+def days(images: int, faults: int) -> float:
+    """The time of the paper's model: a millisecond an inference."""
+    return images * faults / 1000 / DAY
 
 
 def paper_row(subject: Subject) -> Printed | None:
@@ -301,9 +311,9 @@ def table_2(subject: Subject) -> list[str]:
     ]
 
 
-def table_3(subject: Subject, chosen: Choices) -> list[str]:
+def table_3(subject: Subject) -> list[str]:
     """Central mode against random selections of its size, by seed of the fault list."""
-    rows = []
+    chosen, rows = subject.chosen, []
     for seed, own in enumerate(subject.campaigns):
         random = np.mean([found(own.verdicts, one) for one in chosen.random])
         ours, central = (found(own.verdicts, one) for one in (chosen.ours, chosen.central))
@@ -318,9 +328,9 @@ def table_3(subject: Subject, chosen: Choices) -> list[str]:
     ]
 
 
-def table_4(subject: Subject, chosen: Choices, seconds: Mapping[str, float]) -> list[str]:
+def table_4(subject: Subject, seconds: Mapping[str, float]) -> list[str]:
     """Share of samples, faults found, and time by each selection."""
-    own, paper = subject.campaigns[0], paper_row(subject)
+    own, chosen, paper = subject.campaigns[0], subject.chosen, paper_row(subject)
     random = np.mean([found(own.verdicts, one) for one in chosen.random])
     counts = {
         "central": (chosen.central.indices.size, found(own.verdicts, chosen.central)),
@@ -334,7 +344,7 @@ def table_4(subject: Subject, chosen: Choices, seconds: Mapping[str, float]) -> 
         (
             name, n, *_percents(n / subject.images), faults,
             *_percents(faults / max(own.total, 1)), *printed.get(name, (None, None)),
-            f"{n * own.plan.injections / 1000 / DAY:.3f}",
+            f"{days(n, own.plan.injections):.3f}",
             f"{seconds[name]:,.1f}" if name in seconds else None,
         )
         for name, (n, faults) in counts.items()
@@ -364,16 +374,16 @@ def _printed_selections(paper: Printed | None) -> dict[str, tuple]:
     }
 
 
-def comparison(subject: Subject, curves: Mapping[str, np.ndarray], chosen: Choices):
+def comparison(subject: Subject, curves: Mapping[str, np.ndarray]) -> tuple[tuple, list[tuple]]:
     """(header, rows) of all orders: faults found at equal counts, and images needed."""
-    total, size = subject.campaigns[0].total, chosen.central.indices.size
-    target_faults = found(subject.campaigns[0].verdicts, chosen.central)
-    counts = sorted({n for n in COUNTS if n < subject.images} | {size})
+    own, central = subject.campaigns[0], subject.chosen.central
+    aim = found(own.verdicts, central)
+    counts = sorted({n for n in COUNTS if n < subject.images} | {central.indices.size})
     rows = [
         (
             name, *(f"{curve[n]:,.0f}" for n in counts),
-            *detection.images_needed(curve, total),
-            *detection.images_needed(curve, target_faults, (1.0,)),
+            *detection.images_needed(curve, own.total),
+            *detection.images_needed(curve, aim, (1.0,)),
         )
         for name, curve in curves.items()
     ]  # fmt: skip
@@ -384,9 +394,10 @@ def comparison(subject: Subject, curves: Mapping[str, np.ndarray], chosen: Choic
     return header, rows
 
 
-def compare_section(subject: Subject, header, rows, chosen: Choices) -> list[str]:
+def compare_section(subject: Subject, header: tuple, rows: Sequence[tuple]) -> list[str]:
     """The comparison, and whether our selection needs fewer images than central mode."""
-    size, verdicts = chosen.central.indices.size, subject.campaigns[0].verdicts
+    chosen, verdicts = subject.chosen, subject.campaigns[0].verdicts
+    size = chosen.central.indices.size
     needed = {row[0]: row[-1] for row in rows}
     ours, best = needed["expected"], needed["set cover, verdicts known"]
     fewer = "fewer" if ours < size else "not fewer"
@@ -430,25 +441,20 @@ def draw(subject: Subject, curves: Mapping, out: Path) -> list[str]:
     ]
 
 
-def reproduce(subject: Subject, epsilon: float, slope: float, times: bool, out: Path) -> str:
+def reproduce(subject: Subject, times: bool, out: Path) -> str:
     """Every table and figure, written to `out`; the text of dear_cnn.md."""
-    chosen = choices(subject.seen, epsilon, slope)
-    every = workload.select("margin", subject.seen)
-    selections = {
-        "central": chosen.central, "random": chosen.random[0],
-        "pre-plateau": chosen.plateau, "all": every, "ours, half of central": chosen.ours,
-    }  # fmt: skip
     curves = compared(subject)
-    header, rows = comparison(subject, curves, chosen)
+    header, rows = comparison(subject, curves)
+    seconds = timed(subject, out / "times.json") if times else {}
     with (out / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     parts = [
         f"# DEAR-CNN: {subject.net} on {subject.dataset}",
         *table_1(subject),
         *table_2(subject),
-        *table_3(subject, chosen),
-        *table_4(subject, chosen, timed(subject, selections, out / "times.json") if times else {}),
-        *compare_section(subject, header, rows, chosen),
+        *table_3(subject),
+        *table_4(subject, seconds),
+        *compare_section(subject, header, rows),
         *draw(subject, curves, out),
     ]
     text = "\n\n".join(parts) + "\n"
@@ -471,13 +477,21 @@ def subject_of(net: nets.Net, dataset: data.Dataset, weights: Path, out: Path) -
         engine.golden.logits, labels, embedding(network, images),
         expected.chances(network, images, sites),
     )  # fmt: skip
+    chosen = choices(seen, args.epsilon, args.slope)
     config = {name: getattr(args, name) for name in CONFIG} | {"net": net.name}
     measures = [args.measure, *["critical"] * (args.seeds - 1)]
+    plans = [
+        campaign.plan(
+            network, "network_wise",
+            fault_model=args.fault_model, request=target.request(), seed=seed,
+        )
+        for seed in range(args.seeds)
+    ]  # fmt: skip
     campaigns = tuple(
-        judged(engine, seed, out / "campaigns" / f"seed_{seed}", config, measure, args.verify)
-        for seed, measure in enumerate(measures)
+        judged(engine, plan, out / "campaigns" / f"seed_{plan.seed}", config, measure, args.verify)
+        for plan, measure in zip(plans, measures, strict=True)
     )
-    return Subject(net.name, dataset.name, engine, seen, campaigns)
+    return Subject(net.name, dataset.name, engine, seen, chosen, campaigns)
 
 
 def define_flags() -> None:
@@ -531,7 +545,7 @@ def main() -> int | None:
             f"no fault of seed 0 is critical for any of {subject.images:,} images; there is "
             "nothing to find. Give more --images, or a smaller --error_margin"
         )
-    print(reproduce(subject, args.epsilon, args.slope, args.times, out))
+    print(reproduce(subject, args.times, out))
     print(f"written to {out}")
     return None
 

@@ -104,13 +104,13 @@ def _check_embedding(embedding, images: int) -> np.ndarray:
 
 
 def el2n(seen: Pass) -> np.ndarray:
-    """[B] in [0, sqrt 2]: |p - e_y|, the norm of the error (Paul et al., NeurIPS 2021, eq. 2)."""
+    """[B] in [0, sqrt 2]: |p - e_y|, the norm of the error (Paul et al., NeurIPS 2021)."""
     right = np.eye(seen.probabilities.shape[1])[_labels(seen, "el2n")]
     return np.linalg.norm(seen.probabilities - right, axis=1)
 
 
 def deep_gini(seen: Pass) -> np.ndarray:
-    """[B] in [0, 1 - 1/C]: 1 - sum p^2 (Feng et al., DeepGini, ISSTA 2020, eq. 1)."""
+    """[B] in [0, 1 - 1/C]: 1 - sum p^2, the impurity (Feng et al., DeepGini, ISSTA 2020)."""
     return 1 - (seen.probabilities**2).sum(axis=1)
 
 

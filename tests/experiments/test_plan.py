@@ -109,6 +109,9 @@ def test_a_workload_is_chosen_and_counted(script, lenet_weights, own_folder):
     found = planned(script, *named, "--workload=el2n:top:7")
     assert found["images"] == 7
     assert planned(script, *named, "--workload=margin", "--images=50")["images"] == 50
+    layer = ("--workload=kennard_stone:top:8", "--workload_layer=fc1/kernel")
+    assert planned(script, *named, *layer)["images"] == 8
+    assert planned(script, *named, "--workload=expected:top:9")["images"] == 9
     ended = script(plan, *named, "--workload=deepgini:top:7")
     assert "workload: 7 of 360 images, deepgini the 7 highest" in ended.out
     ended = script(plan, "--workload=el2n:top:7")
