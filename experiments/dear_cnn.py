@@ -49,7 +49,7 @@ from jfi.workload import METRICS, Pass, Selection
 
 CONFIG = "net weights dataset images error_margin confidence t fault_model".split()
 RANDOM = 5  # random selections that are averaged, as in the paper
-TIMED = 1000  # faults that times are measured on
+TIMED = 1000, 1 << 20  # times are measured on so many faults at least, and about so many pairs
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # images to compare at
 SHOWN = ("deepgini", "cross_entropy", "el2n")  # of Figure 1
 DAY = 24 * 60 * 60
@@ -120,12 +120,12 @@ class Choices(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A network, what a golden pass says of its images, and campaigns, one a seed."""
+    """A network, the metrics of its images by name, and campaigns, one a seed."""
 
     net: str
     dataset: str
     engine: Engine
-    seen: Pass
+    values: dict[str, np.ndarray]
     chosen: Choices
     campaigns: tuple[Campaign, ...]
 
@@ -171,10 +171,10 @@ def choices(seen: Pass, epsilon: float, slope: float) -> Choices:
     plateau = workload.select(f"el2n:pre_plateau:{slope}", seen)
     size = central.indices.size
     ours = workload.select(f"expected:top:{-(-size // 2)}", seen)
-    return Choices(central, plateau, chances(central.of, size), ours)
+    return Choices(central, plateau, randoms(central.of, size), ours)
 
 
-def chances(images: int, n: int) -> tuple[Selection, ...]:
+def randoms(images: int, n: int) -> tuple[Selection, ...]:
     """Random selections of n images, `RANDOM` of them."""
     return tuple(workload.random(images, n, seed) for seed in range(RANDOM))
 
@@ -196,23 +196,24 @@ def mean(curves: Sequence[Curves]) -> Curves:
     )
 
 
-def orders(seen: Pass) -> dict[str, np.ndarray]:
+def orders(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every image in the orders that are compared, by name."""
-    values = {name: metric.values(seen) for name, metric in METRICS.items() if name != "ratio"}
     ranked = {name: workload.order(column, METRICS[name].high) for name, column in values.items()}
     nearest = {
         f"{name}, central first": workload.central(column, METRICS[name].hot_spot, np.inf).indices
         for name, column in values.items()
-        if METRICS[name].hot_spot  # of a margin, 0: its own order
+        if METRICS[name].hot_spot is not None
     }
-    return ranked | nearest
+    # One order each, of margin, of ratio, and of both from the border of two classes on.
+    same = ("ratio", "ratio, central first", "margin, central first")
+    return {name: order for name, order in (ranked | nearest).items() if name not in same}
 
 
 def compared(subject: Subject) -> dict[str, np.ndarray]:
     """Critical faults found by 0 to B images, [B + 1], in each order and beyond any."""
     verdicts, images = subject.campaigns[0].verdicts, subject.images
-    curves = {name: critical(verdicts, order) for name, order in orders(subject.seen).items()}
-    by_chance = [critical(verdicts, one.indices) for one in chances(images, images)]
+    curves = {name: critical(verdicts, order) for name, order in orders(subject.values).items()}
+    by_chance = [critical(verdicts, one.indices) for one in randoms(images, images)]
     curves["random, mean"] = np.mean(by_chance, axis=0)
     cover = critical(verdicts, detection.set_cover(verdicts).indices)
     curves["set cover, verdicts known"] = np.pad(cover, (0, images + 1 - cover.size), mode="edge")
@@ -223,14 +224,14 @@ def compared(subject: Subject) -> dict[str, np.ndarray]:
 def timed(subject: Subject, path: Path) -> dict[str, float]:
     """Seconds to find the critical ones of all faults by each selection, kept in a file.
 
-    Measured on `TIMED` of the faults, compiled before, with the measure `detect`.
+    With the measure `detect`, compiled before; on a part of the faults where they are many.
     """
     chosen = subject.chosen
     selections = {
         "central": chosen.central,
         "random": chosen.random[0],
         "pre-plateau": chosen.plateau,
-        "all": workload.select("margin", subject.seen),
+        "all": workload.top(subject.values["margin"], subject.images, high=False),
         "ours, half of central": chosen.ours,
     }
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -248,7 +249,9 @@ def _seconds(subject: Subject, selection: Selection) -> float:
         plan.space.sites, hardware=whole.hardware, workload=selection,
     )  # fmt: skip
     ids = campaign.drawn(plan)(0, plan.injections)
-    some = np.random.default_rng(0).choice(ids, min(TIMED, ids.size), replace=False)
+    least, pairs = TIMED
+    size = min(ids.size, max(least, pairs // selection.indices.size))
+    some = np.random.default_rng(0).choice(ids, size, replace=False)
     faults = plan.space.decode(np.sort(some))
     _, first = np.unique(faults.site, return_index=True)
     engine.run(take(faults, first), "detect")
@@ -296,13 +299,14 @@ def table_1(subject: Subject) -> list[str]:
 
 def table_2(subject: Subject) -> list[str]:
     """Spearman's correlations between metrics; of one that is constant, none."""
-    values = {name: metric.values(subject.seen) for name, metric in METRICS.items()}
-    some = {name: column for name, column in values.items() if np.ptp(column) > 0}
+    some = {name: column for name, column in subject.values.items() if np.ptp(column) > 0}
     rows = [
         (name, *(f"{r:.2f}" for r in row))
         for name, row in zip(some, workload.spearman(some), strict=True)
     ]
-    left_out = [f"{name} is the same for every image." for name in values if name not in some]
+    left_out = [
+        f"{name} is the same for every image." for name in subject.values if name not in some
+    ]
     return [
         "## Table II: Spearman's rank correlation of the metrics",
         markdown(("", *some), rows),
@@ -358,7 +362,8 @@ def table_4(subject: Subject, seconds: Mapping[str, float]) -> list[str]:
         markdown(header, rows),
         f"Central: {chosen.central.reason}. Pre-plateau: {chosen.plateau.reason}. The model is the "
         "paper's, 1 ms an inference. Measured is finding the critical faults of the list with the "
-        f"measure `detect` on this machine, compiled, on {TIMED:,} of the faults and scaled.",
+        f"measure `detect`, compiled before; where that is long, on {TIMED[0]:,} faults or more, "
+        "and scaled.",
     ]
 
 
@@ -418,13 +423,11 @@ def compare_section(subject: Subject, header: tuple, rows: Sequence[tuple]) -> l
 
 def draw(subject: Subject, curves: Mapping, out: Path) -> list[str]:
     """Figures 1 to 3 and that of the comparison."""
-    verdicts, images, seen = subject.campaigns[0].verdicts, subject.images, subject.seen
+    verdicts, images = subject.campaigns[0].verdicts, subject.images
     by_image = detection.by_image(verdicts.critical, images)
-    figures.metrics(
-        out / "figure1.png", {name: METRICS[name].values(seen) for name in SHOWN}, by_image
-    )
-    el2n = METRICS["el2n"].values(seen)
-    ranked, random = workload.order(el2n), [one.indices for one in chances(images, images)]
+    figures.metrics(out / "figure1.png", {name: subject.values[name] for name in SHOWN}, by_image)
+    el2n = subject.values["el2n"]
+    ranked, random = workload.order(el2n), [one.indices for one in randoms(images, images)]
     for name, way, unit, metric in (
         ("figure2", detection.curves, "faults", el2n[ranked]),
         ("figure3", detection.shares, "share of inferences", None),
@@ -469,29 +472,36 @@ def _percents(*shares: float) -> tuple[str, ...]:
 def subject_of(net: nets.Net, dataset: data.Dataset, weights: Path, out: Path) -> Subject:
     """The network that the flags name, its campaigns run or read."""
     args = flags.FLAGS
-    images, labels = target.workload(net, dataset, args.images)
     network = target.load_network(net, weights)
-    sites = select(network)
-    engine = Engine(network, images, labels, sites, hardware=cli.machine())
-    seen = workload.golden_pass(
-        engine.golden.logits, labels, embedding(network, images),
-        expected.chances(network, images, sites),
-    )  # fmt: skip
+    images, labels = target.workload(net, dataset, args.images)
+    engine = Engine(network, images, labels, select(network), hardware=cli.machine())
+    seen = golden_pass(engine)
     chosen = choices(seen, args.epsilon, args.slope)
-    config = {name: getattr(args, name) for name in CONFIG} | {"net": net.name}
-    measures = [args.measure, *["critical"] * (args.seeds - 1)]
-    plans = [
-        campaign.plan(
-            network, "network_wise",
-            fault_model=args.fault_model, request=target.request(), seed=seed,
-        )
-        for seed in range(args.seeds)
-    ]  # fmt: skip
-    campaigns = tuple(
-        judged(engine, plan, out / "campaigns" / f"seed_{plan.seed}", config, measure, args.verify)
-        for plan, measure in zip(plans, measures, strict=True)
-    )
-    return Subject(net.name, dataset.name, engine, seen, chosen, campaigns)
+    campaigns = _campaigns(engine, out / "campaigns")
+    values = {name: metric.values(seen) for name, metric in METRICS.items()}
+    return Subject(net.name, dataset.name, engine, values, chosen, campaigns)
+
+
+def golden_pass(engine: Engine) -> Pass:
+    """All that metrics are made of, of the images of an engine."""
+    network, images = engine.network, engine.images
+    foreseen = expected.chances(network, images, engine.sites)
+    layer = embedding(network, images)
+    return workload.golden_pass(engine.golden.logits, engine.labels, layer, foreseen)
+
+
+def _campaigns(engine: Engine, folder: Path) -> tuple[Campaign, ...]:
+    """A campaign a seed, as the flags ask; the first may tell more."""
+    args = flags.FLAGS
+    config = {name: getattr(args, name) for name in CONFIG}
+    options = {"fault_model": args.fault_model, "request": target.request()}
+    found = []
+    for seed in range(args.seeds):
+        plan = campaign.plan(engine.network, "network_wise", **options, seed=seed)
+        measure = "critical" if seed else args.measure
+        own = folder / f"seed_{seed}"
+        found.append(judged(engine, plan, own, config, measure, args.verify))
+    return tuple(found)
 
 
 def define_flags() -> None:

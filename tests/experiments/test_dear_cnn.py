@@ -12,7 +12,7 @@ import jfi
 from experiments import dear_cnn
 from experiments.dear_cnn import Subject
 from experiments.truth import Disagreement
-from jfi import expected, records, workload
+from jfi import records, workload
 
 IMAGES = 30
 
@@ -57,10 +57,7 @@ def engine() -> jfi.Engine:
 
 
 def subject_of(engine: jfi.Engine, out: Path, measures) -> Subject:
-    network, images, labels = engine.network, engine.images, engine.labels
-    seen = workload.golden_pass(
-        engine.golden.logits, labels, images, expected.chances(network, images, engine.sites)
-    )
+    seen, network = dear_cnn.golden_pass(engine), engine.network
     request = jfi.Request(error_margin=0.05)
     campaigns = []
     for seed, measure in enumerate(measures):
@@ -69,7 +66,8 @@ def subject_of(engine: jfi.Engine, out: Path, measures) -> Subject:
         folder = out / "campaigns" / f"seed_{seed}"
         campaigns.append(dear_cnn.judged(engine, plan, folder, {"net": "tiny"}, measure))
     chosen = dear_cnn.choices(seen, 0.3, 5e-5)
-    return Subject("lenet", "mnist_like", engine, seen, chosen, tuple(campaigns))
+    values = {name: metric.values(seen) for name, metric in workload.METRICS.items()}
+    return Subject("lenet", "mnist_like", engine, values, chosen, tuple(campaigns))
 
 
 def hits(out: Path, seed: int) -> np.ndarray:
