@@ -8,6 +8,7 @@ import torch
 import nets
 from experiments import peers, target
 from jfi import bits
+from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 
@@ -166,3 +167,20 @@ def test_spiking_nets_are_no_peers_that_take_images():
     net = nets.build("snn_nmnist")
     with pytest.raises(InputError, match=r"snn_nmnist takes no images; experiments\.spiking_peer"):
         peers.peer(net, None, batch=1, layout="channels_first", compiled=False)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_engine_agrees_on_a_thousand_mixed_faults(name):
+    """Weights, biases, beta, threshold, alpha, potentials and spikes, as the engine runs them."""
+    net, network, x = subject(name)
+    faults = drawn(network.sites, 1000 if name == "snn_nmnist" else 300)
+    image = np.random.default_rng(8).integers(0, len(x), faults.site.size)
+    runner = Engine(network, x, np.zeros(len(x), int), network.sites)
+    found = runner.pairs(faults, image).logits
+    peer = spiking_peer.peer(net, network, x, network.sites)
+    runs = zip(spiking_peer.outputs(peer, faults), image, strict=True)
+    expected = np.stack([out[k].numpy() for out, k in runs])
+    same = np.isclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True).all(axis=1)
+    changed = (expected != runner.golden.logits[image]).any(axis=1)
+    assert same.all(), [f"{network.sites[f[0]].name} {f}" for f in np.stack(faults, 1)[~same]]
+    assert changed.sum() > 15
