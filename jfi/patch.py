@@ -6,9 +6,6 @@ it, turns it into one output channel (the rank-one update); element-wise operati
 layout changes keep it there; the next convolution or dense layer is updated from its golden
 output with that one input channel. Where no rule holds, the value is evaluated whole.
 
-A loop over time is run again for the faulted neuron alone where its neurons do not mix
-(`jfi.scans`). A fault in a run-time value (`jfi.taps`) breaks it as it is computed.
-
 Rules see single images and single faults; the engine maps them over many with `vmap`.
 """
 
@@ -20,12 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
 from jfi import scans
 from jfi.convolution import Conv, numbers, taps
 from jfi.program import bind
-from jfi.taps import Injection, steps
 
 Index = Any  # an int32 scalar, usually traced
 
@@ -91,11 +86,11 @@ def whole(golden: Golden, atom, value: Patch | Any) -> Any:
     if not isinstance(value, Patch):
         return value
     # A select vectorises; a dynamic update under vmap becomes a scatter, slow on CPU.
-    changed = _inside(shape(atom), value.at, value.value != value.golden)
+    changed = inside(shape(atom), value.at, value.value != value.golden)
     return jnp.where(changed, value.value, golden.whole(atom))
 
 
-def _inside(dims, at, changed=True):
+def inside(dims, at: Sequence[Index | None], changed=True):
     """bool: where a value of these sizes is in the block `at`, and `changed`."""
     here = [
         lax.broadcasted_iota(jnp.int32, dims, axis) == index
@@ -119,7 +114,7 @@ def _blockwise(golden: Golden, eqn, values, at) -> Patch:
     return Patch(at, jax.vmap(lambda *blocks: bind(eqn, blocks)[0], axes)(*operands))
 
 
-def _only(values) -> Patch | None:
+def only(values) -> Patch | None:
     """The one patch among operands that are otherwise golden (None), else None."""
     faulty = [value for value in values if value is not None]
     return faulty[0] if len(faulty) == 1 and isinstance(faulty[0], Patch) else None
@@ -152,7 +147,7 @@ def _common_index(values):
 
 
 def _broadcast_in_dim(golden, eqn, values):
-    patch = _only(values)
+    patch = only(values)
     if patch is None:
         return None
     dims = eqn.params["broadcast_dimensions"]
@@ -178,7 +173,7 @@ def _squeeze(golden, eqn, values):
 
 
 def _reshape(golden, eqn, values):
-    patch = _only(values)
+    patch = only(values)
     if patch is None or eqn.params["dimensions"] is not None:
         return None
     old, new = shape(eqn.invars[0]), eqn.params["new_sizes"]
@@ -222,7 +217,7 @@ def _unravel(flat, dims):
 
 
 def _reduce(golden, eqn, values):
-    patch = _only(values)
+    patch = only(values)
     axes = eqn.params.get("axes", ())
     if patch is None or set(axes).intersection(_fixed(patch)):
         return None
@@ -299,12 +294,12 @@ def _updated(golden, out, at, update) -> Patch:
     return pair(at, block + update, block)
 
 
-def _dot_general(golden, eqn, values):
+def dot_general(golden, eqn, values):
     """Rank-one update of a dense layer, from either operand.
 
     With one contracted index fixed, out = golden_out + (faulty - golden) * other[index].
     """
-    patch = _only(values)
+    patch = only(values)
     if patch is None:
         return None
     side = 0 if values[0] is not None else 1
@@ -336,7 +331,7 @@ def _dot_general(golden, eqn, values):
 
 
 def _conv(golden, eqn, values):
-    conv, patch = numbers(eqn), _only(values)
+    conv, patch = numbers(eqn), only(values)
     if conv is None or patch is None:
         return None
     return (_conv_weight if values[0] is None else _conv_channel)(golden, eqn, conv, patch)
@@ -401,162 +396,6 @@ RULES: dict[str, Rule] = {
     "pad": _pad,
     "slice": _slice,
     "concatenate": _concatenate,
-    "dot_general": _dot_general,
+    "dot_general": dot_general,
     "conv_general_dilated": _conv,
 }
-
-
-def step(
-    golden: Golden,
-    eqn,
-    values: Sequence[Patch | Any | None],
-    evaluate=bind,
-    fault: Injection | None = None,
-    now: Index = 0,
-) -> list[Patch | Any | None]:
-    """The faulty outputs of one equation, as small as a rule allows; None for one that is golden.
-
-    Args:
-      values: per operand, None where it is golden, else its Patch or full faulty value.
-      evaluate: `(eqn, values) -> outputs`, where no rule applies.
-      fault: in a run-time value, at step `now` of it.
-    """
-    rule = RULES.get(eqn.primitive.name)
-    local = any(isinstance(value, Patch) for value in values)
-    faulted = fault is not None and steps(eqn, fault.name) > 0
-    scan = scans.read(eqn)
-    if scan and (local or faulted):
-        found = _alone(golden, eqn, scan, values, fault if faulted else None, now)
-        if found is not None:
-            return found
-    if faulted and not scan:
-        return [_broken(golden, eqn, values[0], fault, now)]
-    out = rule(golden, eqn, values) if rule and local else None
-    if out is not None:
-        return [simplify(eqn.outvars[0], out)]
-    words = _words(scan, values) if scan else {}
-    full = [
-        golden.whole(atom) if value is None or k in words else whole(golden, atom, value)
-        for k, (atom, value) in enumerate(zip(eqn.invars, values, strict=True))
-    ]
-    if scan and (faulted or words):
-        change = _change_whole(fault, now) if faulted else _unchanged
-        return scans.run(scan, full, {}, change, _products_with(scan, words, evaluate))
-    return evaluate(eqn, full)
-
-
-# --- Faults in run-time values, and loops over time
-
-
-def _broken(golden: Golden, eqn, value, fault: Injection, now) -> Patch | Any:
-    """A named value with the fault in it."""
-    (atom,) = eqn.invars
-    if value is None:
-        block = golden.block(atom, fault.at)
-        return simplify(atom, pair(fault.at, fault.broken(block, now), block))
-    change = _change_whole(fault, now)
-    return change(fault.name, whole(golden, atom, value), 0)
-
-
-def _change_whole(fault: Injection, now) -> scans.Change:
-    """Breaks one word of the whole value."""
-
-    def change(name, value, later):
-        if name != fault.name:
-            return value
-        here = _inside(value.shape, fault.at)
-        return jnp.where(here, fault.broken(value, now + later), value)
-
-    return change
-
-
-def _change_alone(fault: Injection | None, now, faulty) -> scans.Change:
-    """Breaks the one word of the block, in the lane that is `faulty`."""
-
-    def change(name, value, later):
-        if fault is None or name != fault.name:
-            return value
-        return jnp.where(faulty, fault.broken(value, now + later), value)
-
-    return change
-
-
-def _alone(golden: Golden, eqn, scan: scans.Scan, values, fault, now) -> list[Any] | None:
-    """A loop run again for the neuron that is faulted, and its golden twin; None if neurons mix."""
-    if any(value is not None and not isinstance(value, Patch) for value in values):
-        return None
-    given = [None if value is None else value.at for value in values]
-    blocks = scans.lanes(scan, given, {} if fault is None else {fault.name: fault.at})
-    if blocks is None:
-        return None
-    timed = scan.timed([blocks.get(var) for var in scan.body.jaxpr.invars])
-    operands = [
-        value.blocks
-        if value is not None
-        else golden.whole(atom)
-        if at is None
-        else golden.block(atom, at)
-        for atom, value, at in zip(eqn.invars, values, timed, strict=True)
-    ]
-
-    def run(operands, faulty):
-        return scans.run(scan, operands, blocks, _change_alone(fault, now, faulty))
-
-    axes = [None if value is None else 0 for value in values]
-    outs = jax.vmap(run, (axes, 0))(operands, jnp.array([True, False]))
-    at_ends = scan.timed([blocks.get(var) for var in scan.body.jaxpr.outvars], outputs=True)
-    return [
-        None if at is None else simplify(atom, Patch(at, out))
-        for atom, at, out in zip(eqn.outvars, at_ends, outs, strict=True)
-    ]
-
-
-def _unchanged(name, value, now):
-    return value
-
-
-def _words(scan: scans.Scan, values) -> dict[int, Patch]:
-    """Constants of a loop of which one word is faulty, and which the body only multiplies by.
-
-    They need not be written out: each product is the golden one, and a rank-one update.
-    """
-    return {
-        k: value
-        for k, value in enumerate(values[: scan.consts])
-        if isinstance(value, Patch)
-        and value.value.size == 1
-        and all(eqn.primitive.name == "dot_general" for eqn in scans.uses(scan, k))
-    }
-
-
-def _products_with(scan: scans.Scan, words: dict[int, Patch], evaluate):
-    """Evaluates equations of the body, products by faulty `words` from those by golden ones."""
-    faulty = {scan.body.jaxpr.invars[k]: word for k, word in words.items()}
-
-    def run(eqn, values):
-        out = evaluate(eqn, values)
-        patches = [faulty.get(a) if isinstance(a, core.Var) else None for a in eqn.invars]
-        if _only(patches) is None:
-            return out
-        at_hand = _AtHand(dict(zip([*eqn.invars, *eqn.outvars], [*values, *out], strict=True)))
-        return [whole(at_hand, eqn.outvars[0], _dot_general(at_hand, eqn, patches))]
-
-    return run
-
-
-class _AtHand(NamedTuple):
-    """A `Golden` over values that are there."""
-
-    values: dict[Any, Any]
-
-    def whole(self, atom):
-        return self.values[atom]
-
-    def block(self, atom, at):
-        start = [jnp.int32(0) if i is None else i for i in at]
-        sizes = [d if i is None else 1 for i, d in zip(at, shape(atom), strict=True)]
-        return lax.dynamic_slice(self.values[atom], start, sizes)
-
-    def padded(self, atom, config, start, sizes):
-        padded = lax.pad(self.values[atom], jnp.zeros((), self.values[atom].dtype), config)
-        return lax.dynamic_slice(padded, start, sizes)

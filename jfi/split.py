@@ -17,6 +17,7 @@ from jax.extend import core
 
 from jfi import bits, patch, taps
 from jfi.program import Program, bind, dependents, flops, nbytes, run
+from jfi.step import step
 from jfi.taps import Tap
 
 
@@ -128,7 +129,7 @@ def _continue(
         values = [read(atom) for atom in eqn.invars]
         strikes = 0 if fault is None else taps.steps(eqn, fault.name)
         if strikes or any(value is not None for value in values):
-            outs = patch.step(golden, eqn, values, evaluate, fault, now)
+            outs = step(golden, eqn, values, evaluate, fault, now)
             env.update(zip(eqn.outvars, outs, strict=True))
         now += strikes
     if read(program.out) is None:
