@@ -28,7 +28,8 @@ COMPARED = (
     "adaptive by |dw|",
     "adaptive certified",
 )
-NEEDED = {"truth", "method", "level", "asked", "confidence", "injections", "widest", "coverage"}
+CASE = ("truth", "method", "level", "asked", "confidence")
+NEEDED = {*CASE, "injections", "widest", "coverage", "coverage_low", "repeats"}
 SLACK = 1.01  # sizes of fixed samples are rounded to nearest
 
 
@@ -42,7 +43,7 @@ def define_flags() -> None:
 
 
 def read(paths: Iterable[str]) -> list[dict]:
-    """The rows of all files.
+    """The rows of all files; of two of one case the last.
 
     Raises:
         InputError: a file that can't be read, or is not of bench_samplers.
@@ -57,7 +58,7 @@ def read(paths: Iterable[str]) -> list[dict]:
         if not whole:
             raise InputError(f"rows {path} are not those of bench_samplers")
         found += rows
-    return found
+    return list({tuple(row[name] for name in CASE): row for row in found}.values())
 
 
 def where(rows: Iterable[dict], **asked) -> list[dict]:

@@ -81,6 +81,14 @@ def test_the_script_writes_tables_and_a_figure(script, tmp_path):
     assert (tmp_path / "sampler_table.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_of_two_rows_of_one_case_the_last_counts(tmp_path):
+    for name, part in (("a", ROWS), ("b", [row(ADAPTIVE, 600, 0.01)])):
+        (tmp_path / name).write_text(json.dumps(part))
+    found = table.read([tmp_path / "a", tmp_path / "b"])
+    assert len(found) == len(ROWS)
+    assert [r["injections"] for r in table.where(found, method=ADAPTIVE, asked=0.01)] == [600]
+
+
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
