@@ -306,6 +306,7 @@ def row(found: Truth, case: Case, repeats: int) -> dict:
         "coverage_low": float(estimates.clopper_pearson(held.sum(), held.size, 0.95)[0]),
         "worst_unit": float(held.mean(axis=0).min()),
         "repeats": repeats,
+        "units": len(truths),
     }
 
 
@@ -363,7 +364,7 @@ def draw(rows: list[dict], path: Path) -> None:
     confidence = max(r["confidence"] for r in rows)
     levels, truths = (list(dict.fromkeys(r[key] for r in rows)) for key in ("level", "truth"))
     colours = {m: f"C{k}" for k, m in enumerate(dict.fromkeys(r["method"] for r in rows))}
-    size = (4.2 * len(truths), 3.6 * len(levels))
+    size = (3.4 * len(truths), 3.1 * len(levels))
     figure, axes = plt.subplots(len(levels), len(truths), figsize=size, squeeze=False)
     for (level, name), axis in zip(itertools.product(levels, truths), axes.flat, strict=True):
         asked = {"level": level, "truth": name, "confidence": confidence}
@@ -380,7 +381,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set_ylabel("injections")
     axes[0][0].legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(path, dpi=90, metadata={"Software": None})
+    figure.savefig(path, dpi=80, pil_kwargs={"optimize": True})
     plt.close(figure)
 
 
