@@ -26,6 +26,7 @@ below --slope.
 
 import csv
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ from jfi.faults import FAULT_MODELS
 from jfi.workload import METRICS, Pass, Selection
 
 CONFIG = "net weights dataset images error_margin confidence t fault_model".split()
+OURS = 0.8  # of central mode's images: what our selection takes. Chosen on three LeNets.
 RANDOM = 5  # random selections that are averaged, as in the paper
 TIMED = 1000, 1 << 20  # times are measured on so many faults at least, and about so many pairs
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # images to compare at
@@ -110,7 +112,7 @@ class Campaign(NamedTuple):
 class Choices(NamedTuple):
     """The selections of Table IV.
 
-    random: several of the size of `central`. ours: `expected`, of half its size.
+    random: several of the size of `central`. ours: `expected`, of `OURS` of that.
     """
 
     central: Selection
@@ -170,7 +172,7 @@ def choices(seen: Pass, epsilon: float, slope: float) -> Choices:
     central = workload.select(f"el2n:central:{epsilon}", seen)
     plateau = workload.select(f"el2n:pre_plateau:{slope}", seen)
     size = central.indices.size
-    ours = workload.select(f"expected:top:{-(-size // 2)}", seen)
+    ours = workload.select(f"expected:top:{math.ceil(OURS * size)}", seen)
     return Choices(central, plateau, randoms(central.of, size), ours)
 
 
@@ -232,7 +234,7 @@ def timed(subject: Subject, path: Path) -> dict[str, float]:
         "random": chosen.random[0],
         "pre-plateau": chosen.plateau,
         "all": workload.top(subject.values["margin"], subject.images, high=False),
-        "ours, half of central": chosen.ours,
+        f"ours, {OURS:.0%} of central": chosen.ours,
     }
     known = json.loads(path.read_text()) if path.exists() else {}
     for name, selection in selections.items():
@@ -341,7 +343,10 @@ def table_4(subject: Subject, seconds: Mapping[str, float]) -> list[str]:
         "random": (chosen.central.indices.size, round(random)),
         "pre-plateau": (chosen.plateau.indices.size, found(own.verdicts, chosen.plateau)),
         "all": (subject.images, own.total),
-        "ours, half of central": (chosen.ours.indices.size, found(own.verdicts, chosen.ours)),
+        f"ours, {OURS:.0%} of central": (
+            chosen.ours.indices.size,
+            found(own.verdicts, chosen.ours),
+        ),
     }
     printed = _printed_selections(paper)
     rows = [
@@ -406,7 +411,7 @@ def compare_section(subject: Subject, header: tuple, rows: Sequence[tuple]) -> l
     needed = {row[0]: row[-1] for row in rows}
     ours, best = needed["expected"], needed["set cover, verdicts known"]
     fewer = "fewer" if ours < size else "not fewer"
-    half, central = (found(verdicts, one) for one in (chosen.ours, chosen.central))
+    own, central = (found(verdicts, one) for one in (chosen.ours, chosen.central))
     return [
         "## All metrics and selections",
         f"Critical faults found, of {subject.campaigns[0].total:,}, by so many images; images "
@@ -414,8 +419,8 @@ def compare_section(subject: Subject, header: tuple, rows: Sequence[tuple]) -> l
         markdown(header, rows),
         f"Central mode takes {size:,} images. To find as many faults, our selection `expected` "
         f"takes {ours:,}, {fewer}; the golden margin {needed['margin']:,}; a greedy cover that "
-        f"knows every verdict {best:,}. With half of central mode's images, "
-        f"{chosen.ours.indices.size:,}, `expected` finds {half:,}, central mode {central:,}. It is "
+        f"knows every verdict {best:,}. With {OURS:.0%} of central mode's images, "
+        f"{chosen.ours.indices.size:,}, `expected` finds {own:,}, central mode {central:,}. It is "
         f"chosen by {expected.FAULTS:,} flips of its own, none of which was run. `ratio` is in the "
         "order of `margin`.",
     ]
