@@ -136,7 +136,7 @@ def _print_rounds(plan: Plan, network: Network) -> None:
         raise InputError(
             f"sampler {args.sampler} chooses by the images; plan with adaptive instead"
         )
-    leaves = [network.values(site) for site in plan.space.sites]
+    leaves = network.leaves_of(plan.space.sites)
     method = METHODS[args.sampler](None)
     few, many = (
         method(plan.space, leaves, plan.request, args.levels, oracle, 0).injections

@@ -64,13 +64,13 @@ class Method(Protocol):
     def __call__(
         self,
         space: FaultSpace,
-        leaves: Sequence[np.ndarray],
+        leaves: Sequence[np.ndarray | None],
         request: Request,
         levels: Sequence[str],
         oracle: Oracle,
         seed: int,
     ) -> Result:
-        """``leaves`` holds the golden values of each site of ``space``, in order.
+        """``leaves`` holds the golden values of each site of ``space``, None of run-time values.
 
         Raises:
             InputError: a request or a level that does not exist.

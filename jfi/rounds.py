@@ -81,7 +81,7 @@ def run(
     plan = Plan(space, check(request or Request()), (), space.cells, seed)
     path = records.open_workdir(workdir, campaign.manifest(plan, engine, config))
     answers = _Answers(path, plan, engine, measure, progress)
-    leaves = [engine.network.values(site) for site in space.sites]
+    leaves = engine.network.leaves_of(space.sites)
     started = time.perf_counter()
     found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
     seconds = time.perf_counter() - started

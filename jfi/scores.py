@@ -22,7 +22,9 @@ MEMORY = 1 << 26  # gradients held at a time
 
 
 def sensitivity(network: Network, images: np.ndarray, sites: Sequence[Site]) -> list[np.ndarray]:
-    """The sensitivity float32 [words] of each site, in C order; ones for sites of integers.
+    """The sensitivity float32 [words] of each site, in C order.
+
+    Ones for sites of integers and for run-time values.
 
     Args:
         images: [B, ...], preprocessed as the network takes them.
@@ -32,7 +34,8 @@ def sensitivity(network: Network, images: np.ndarray, sites: Sequence[Site]) -> 
     """
     if not len(images):
         raise InputError("no images to take gradients on: give at least one")
-    chosen = [s for s in sites if jnp.issubdtype(s.dtype, jnp.floating)]
+    known = (s for s in sites if s.name in network.positions)
+    chosen = [s for s in known if jnp.issubdtype(s.dtype, jnp.floating)]
     positions = [network.positions[site.name] for site in chosen]
     found = [jnp.zeros(site.shape, jnp.float32) for site in chosen]
     step = _step(network, positions)

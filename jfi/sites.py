@@ -1,7 +1,7 @@
 """A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,10 @@ class Network(NamedTuple):
             return self.positions[site.name]
         return self.taps[taps.parse(site.name)[0]]
 
+    def leaves_of(self, sites: Iterable[Site]) -> list[np.ndarray | None]:
+        """The golden values of each site; None of a run-time value."""
+        return [self.values(site) if site.name in self.positions else None for site in sites]
+
     def values(self, site: Site) -> np.ndarray:
         """The golden values of a parameter, as NumPy.
 
@@ -58,8 +62,7 @@ class Network(NamedTuple):
         if site.name not in self.positions:
             raise InputError(
                 f"site {site.name} is a run-time value: it has no golden value to choose faults "
-                "by. Leave it out, or take a sampler that needs none: network_wise, layer_wise, "
-                "data_unaware, exhaustive"
+                "by. Leave it out, or take any sampler but data_aware"
             )
         return np.asarray(self.leaves[self.positions[site.name]])
 

@@ -4,11 +4,12 @@ A fault that leaves its word as it is (stuck at the value it has) is known not t
 no stratum holds it; nor does one hold a fault that the caller knows to be harmless (`KNOWN`, from
 a certified radius). Both stay in the population of every unit. A stratum lies in one (site, bit):
 so every unit, a network, layer or bit, is a union of strata, whatever they are split by within.
+Of a run-time value, whose leaf is None, no golden value is known: a (site, bit) is one stratum.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def octaves(score: np.ndarray) -> np.ndarray:
     return (octave - low).astype(np.uint8)
 
 
-def strata(space: FaultSpace, leaves: Sequence[np.ndarray], split: Split) -> Strata:
+def strata(space: FaultSpace, leaves: Sequence[np.ndarray | None], split: Split) -> Strata:
     """The strata that ``split`` makes of a space; ``leaves`` are the golden values of its sites.
 
     Takes one pass over the words a (site, bit), and keeps 4 bytes a fault of those it drew from.
@@ -120,7 +121,10 @@ def strata(space: FaultSpace, leaves: Sequence[np.ndarray], split: Split) -> Str
 
     @cache
     def cell(site: int, bit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Words int32 in order of their bins, and how many there are of each bin [256]."""
+        """Words int32 in order of their bins, and how many there are of each bin [256].
+
+        Of a run-time value, faults in place of words: its polarities follow each other.
+        """
         bins = _bins(space, leaves[site], split, site, bit)
         order = np.argsort(bins, kind="stable").astype(np.int32)
         return order, np.bincount(bins, minlength=KNOWN + 1)
@@ -139,8 +143,8 @@ def strata(space: FaultSpace, leaves: Sequence[np.ndarray], split: Split) -> Str
         for number in np.unique(row):
             at = np.flatnonzero(row == number)
             s, b = cells[number]
-            index[at] = cell(s, b)[0][start[stratum[at]] + k[at]]
-            polarity[at] = _changing(space, leaves[s], b, index[at])
+            place = cell(s, b)[0][start[stratum[at]] + k[at]]
+            index[at], polarity[at] = _changing(space, leaves[s], b, place)
         return space.encode(
             Faults(site[stratum].astype(np.int32), index, bit[stratum].astype(np.int16), polarity)
         )
@@ -149,6 +153,8 @@ def strata(space: FaultSpace, leaves: Sequence[np.ndarray], split: Split) -> Str
 
 
 def _bins(space: FaultSpace, leaf, split: Split, site: int, bit: int) -> np.ndarray:
+    if leaf is None:
+        return np.zeros(space.sites[site].words * len(space.polarities), np.uint8)
     bins = split(site, bit)
     if bins.shape != (space.sites[site].words,) or bins.dtype != np.uint8:
         raise InputError(
@@ -161,11 +167,15 @@ def _bins(space: FaultSpace, leaf, split: Split, site: int, bit: int) -> np.ndar
     return bins
 
 
-def _changing(space: FaultSpace, leaf, bit: int, index: np.ndarray) -> np.ndarray:
-    """The polarity of the fault that changes the bit of each word."""
-    if space.polarities == (jbits.FLIP,):
-        return np.full(index.shape, jbits.FLIP, np.int8)
-    return (1 - _bit_of(np.ravel(leaf)[index], bit)).astype(np.int8)
+def _changing(space: FaultSpace, leaf, bit: int, place: np.ndarray) -> tuple[Any, Any]:
+    """Word and polarity of the faults at places of a (site, bit): those that change the word."""
+    known = np.array(space.polarities, np.int8)
+    if leaf is None:
+        index, rank = np.divmod(place, known.size)
+        return index, known[rank]
+    if known.size == 1:
+        return place, known[0]
+    return place, (1 - _bit_of(np.ravel(leaf)[place], bit)).astype(np.int8)
 
 
 def _bit_of(values: np.ndarray, bit: int) -> np.ndarray:

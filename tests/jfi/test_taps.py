@@ -1,5 +1,7 @@
 """Faults in run-time values against a plain loop over time, one fault after another."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,11 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 import jfi
-from jfi import bits, scans, sites, taps
+from jfi import bits, rounds, scans, sites, taps
 from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, read_fault_list
+from jfi.sampling import Request
 from jfi.verify import verify
 
 STEPS, INPUTS, HIDDEN, CLASSES, SAMPLES = 9, 6, 5, 3, 8
@@ -266,6 +269,24 @@ def test_values_are_asked_for_only_by_samplers_that_choose_by_them():
     assert population == 64 * (parameter_words + 2 * (HIDDEN + CLASSES))
     with pytest.raises(InputError, match="site a/potential is a run-time value: it has no golden"):
         jfi.plan(network, "data_aware", sites_pattern=".*")
+
+
+@pytest.mark.parametrize("name", rounds.METHODS)
+def test_samplers_in_rounds_take_run_time_values(tmp_path, name):
+    """Their intervals hold the exact share, which all faults tell."""
+    runner = engine_of(pattern="b/(kernel|potential|spike)")
+    space = FaultSpace(runner.sites, FAULT_MODELS["stuck_at"])
+    every = runner.run(space.decode(np.arange(space.size))).critical > 0
+    request = Request(error_margin=0.02, confidence=0.95)
+    options = {"request": request, "levels": ("network", "layer"), "verify_pairs": 20}
+    found = rounds.run(name, space, runner, tmp_path, {}, measure="full", **options)
+    ends = np.cumsum([0, *space.site_sizes])
+    layers = [every[a:b].mean() for a, b in pairwise(ends)]
+    for unit, share in zip(found["estimates"], [every.mean(), *layers], strict=True):
+        low, high = unit["cp_low"], unit["cp_high"]
+        assert low - 1e-12 <= share <= high + 1e-12
+        assert high - low <= 0.04 + 1e-12 or name == "iterative"  # which reckons normally
+    assert found["injections"] <= space.size
 
 
 def test_the_step_of_a_transient_fault_is_recorded(tmp_path):
