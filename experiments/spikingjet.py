@@ -167,7 +167,7 @@ def define_flags() -> None:
         "weights",
         None,
         "Its weights: .safetensors, or a PyTorch checkpoint (.th, .pt, .pth). Default: what "
-        "experiments.train wrote, weights/<net>_<dataset>.safetensors.",
+        "experiments.train wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
     )
     flags.DEFINE_string("dataset", "nmnist", f"{', '.join(data.names())}, or a .npz file.")
     flags.DEFINE_string("data_dir", data.DATA_DIR, "Where the recordings are.")

@@ -24,6 +24,7 @@ from jfi.sampling import SAMPLERS, Request, check
 from jfi.sites import Network
 
 WEIGHTS = Path("weights")
+KEPT = Path(__file__).parent / "weights"  # those that come with the project
 
 
 def define_flags() -> None:
@@ -33,7 +34,7 @@ def define_flags() -> None:
         "weights",
         None,
         "Its weights: .safetensors, or a PyTorch checkpoint (.th, .pt, .pth). Default: what "
-        "experiments.train wrote, weights/<net>_<dataset>.safetensors.",
+        "experiments.train wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
     )
     flags.DEFINE_enum(
         "sampler",
@@ -123,20 +124,20 @@ def read(net: nets.Net, variables: dict, activations: bool = False) -> Network:
 
 
 def weights_path(net: nets.Net, dataset: str | None) -> Path:
-    """The flag's weights, or what training wrote.
+    """The flag's weights, or what training wrote, or those that come with the project.
 
     Raises:
       InputError: no weights were named and there are none of this network and data set.
     """
     if flags.FLAGS.weights is not None:
         return Path(flags.FLAGS.weights)
-    path = WEIGHTS / f"{net.name}_{dataset}.safetensors"
-    if not path.exists():
+    trained, kept = (folder / f"{net.name}_{dataset}.safetensors" for folder in (WEIGHTS, KEPT))
+    if not trained.exists() and not kept.exists():
         raise InputError(
-            f"no --weights given and {path} is not there; name a file, or train it: "
+            f"no --weights given and {trained} is not there; name a file, or train it: "
             f"python -m experiments.train --net={net.name} --dataset={dataset}"
         )
-    return path
+    return trained if trained.exists() else kept
 
 
 def workload(net: nets.Net, dataset: data.Dataset, images: int | None) -> tuple[np.ndarray, ...]:

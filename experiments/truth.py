@@ -282,7 +282,7 @@ def define_flags() -> None:
         "weights",
         None,
         "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
-        "wrote, weights/<net>_<dataset>.safetensors.",
+        "wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
     )
     flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
     flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
