@@ -37,7 +37,7 @@ def test_weights_kept_are_small_load_and_have_a_card(path):
     name = next(name for name in nets.names() if path.stem.startswith(f"{name}_"))
     card = path.with_suffix(".md").read_text()
     shape = (32, 32, 3) if "cifar" in path.stem else None
-    shape = (28, 28, 1) if "_mnist" in path.stem else shape
+    shape = (28, 28, 1) if path.stem.endswith("_mnist") else shape
     net = nets.build(name, shape)
     x = np.random.default_rng(0).random((2, *net.input_shape)).astype(np.float32)
     logits = nets.apply(net, nets.load(net, path), x)
