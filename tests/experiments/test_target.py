@@ -36,9 +36,8 @@ def test_weights_kept_are_small_load_and_have_a_card(path):
     assert path.stat().st_size < 3 << 20
     name = next(name for name in nets.names() if path.stem.startswith(f"{name}_"))
     card = path.with_suffix(".md").read_text()
-    shape = (32, 32, 3) if "cifar" in path.stem else None
-    shape = (28, 28, 1) if path.stem.endswith("_mnist") else shape
-    net = nets.build(name, shape)
+    shapes = {"cifar10_exact": (32, 32, 3), "mnist": (28, 28, 1), "digits": (8, 8, 1)}
+    net = nets.build(name, shapes.get(path.stem.removeprefix(f"{name}_")))
     x = np.random.default_rng(0).random((2, *net.input_shape)).astype(np.float32)
     logits = nets.apply(net, nets.load(net, path), x)
     assert np.isfinite(logits).all()
