@@ -8,10 +8,18 @@ beside what no choice of images can exceed.
     python -m experiments.dear_cnn --smoke
 
 trains LeNet on scikit-learn's digits and writes dear_cnn.md, comparison.csv and four figures to
-runs/dear_cnn. In full:
+runs/dear_cnn: 45 s on one core. In full:
 
     python -m experiments.dear_cnn --net=lenet --dataset=mnist.npz
-    python -m experiments.dear_cnn --net=resnet20 --weights=resnet20-12fca82f.th --dataset=cifar10
+    python -m experiments.dear_cnn --net=resnet20 --weights=resnet20-12fca82f.th \\
+        --dataset=cifar10_exact.npz --seeds=1
+
+On 10,000 images of MNIST, EL2N in central mode takes 0.74% of them (0.84% in the paper) and finds
+1,149 of 1,163 critical faults, 5 random selections as large 274 on average; it needs labels. Our
+selection `expected`, without labels, finds as many with 58 images in place of 74, and on LeNet and
+932 images of CIFAR-10 with 85 in place of 310. On ResNet-20 it is no better: 31 in place of 30, of
+which 8 find 99%. The campaigns take 10 minutes (LeNet) and an hour (ResNet-20) on one core; all
+else takes a few minutes.
 
 Faults are bit flips: the paper's are called stuck-at, but "an injected fault involves flipping a
 random bit", and its shares of critical inferences are those of flips. The campaign of each seed is

@@ -26,6 +26,8 @@ from jfi.verify import Verification, verify
 # Pairs of a shard: at most so much work is lost to a kill.
 SHARD_PAIRS = {"full": 1 << 19, "critical": 1 << 22, "detect": 1 << 22}
 SHARD_FAULTS = (256, 1 << 16)  # fewest and most faults of a shard
+# Where bounds of all images don't fit, a shard makes them anew: so many faults pay for them.
+PAYING = 8192
 # Counts of pairs that a measure tells.
 TOLD = {
     "detect": (),
@@ -296,7 +298,8 @@ def verified(plan: Plan, engine: Engine, ids, injections: int, pairs: int, measu
 
 def shard_size(images: int, measure: str) -> int:
     """Faults of a shard."""
-    return int(np.clip(SHARD_PAIRS[measure] // images, *SHARD_FAULTS))
+    paying = 0 if measure == "full" else PAYING
+    return int(np.clip(max(SHARD_PAIRS[measure] // images, paying), *SHARD_FAULTS))
 
 
 def _versions() -> dict[str, str]:
