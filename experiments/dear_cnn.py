@@ -22,9 +22,10 @@ which 8 find 99%. On one core that other work shared the first list took 19 minu
 (ResNet-20), all else a few.
 
 Faults are bit flips: the paper calls them stuck-at, but "an injected fault involves flipping a
-random bit". --fault_model=stuck_at injects the other kind. The campaign of each seed is run once, its verdicts by image kept in OUT/campaigns; tables and figures are made from them, and
-made again without an inference more. The first seed's campaign tells masked from non-critical
-unless --measure=critical.
+random bit". --fault_model=stuck_at injects the other kind. The campaign of each seed is run once,
+its verdicts by image kept in OUT/campaigns; tables and figures are made from them, and made again
+without an inference more. The first seed's campaign tells masked from non-critical unless
+--measure=critical.
 
 Where the paper's words leave room: the centre of central mode is the metric on the border of two
 classes (0.707 for EL2N); the plateau begins where all further steps between sorted values are
