@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from experiments import bench, bench_samplers, campaign, data, date23, plan, train, truth
+from experiments import (
+    bench,
+    bench_samplers,
+    campaign,
+    data,
+    date23,
+    dear_cnn,
+    plan,
+    sampler_table,
+    spikingjet,
+    train,
+    truth,
+)
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -28,7 +40,10 @@ def test_the_example_prints_what_is_shown(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "own" / "summary.json").exists()
 
 
-SCRIPTS = [bench, bench_samplers, campaign, data, date23, plan, train, truth]
+SCRIPTS = [
+    bench, bench_samplers, campaign, data, date23, dear_cnn, plan, sampler_table, spikingjet, train,
+    truth,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", SCRIPTS)
