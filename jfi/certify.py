@@ -223,8 +223,8 @@ def gates(program: Program) -> list[Any]:
     for number, eqn in enumerate(program.eqns):
         live.update(var for var in eqn.outvars if var in image)
         live = {var for var in live if last_use.get(var, -1) > number}
-        if live == set(eqn.outvars):
-            found.append(eqn.outvars[0])
+        if len(live) == 1 and live == set(eqn.outvars):
+            found.extend(live)
     return found
 
 

@@ -147,13 +147,13 @@ class Engine:
             for start in self._pruner.starts.values():
                 start.radii.keep(images.tobytes(), self.images[images])
 
-    def certified(self, site: int, bit: int) -> np.ndarray:
-        """bool [words]: the flip of the bit is proven to keep top-1 on every image.
+    def certified(self, site: int, bit: int, polarity: int = bits.FLIP) -> np.ndarray:
+        """bool [words]: the fault, by default the flip, is proven to keep top-1 on every image.
 
         The first call for a site makes its radii for all images.
         """
         golden = self.network.values(self.sites[site]).ravel()
-        moved = distance(bits.faulty(golden, bit, bits.FLIP), golden)
+        moved = distance(bits.faulty(golden, bit, polarity), golden)
         return code(moved) < self._least_radii(site)
 
     def _least_radii(self, site: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jfi import adaptive, campaign, methods, records, scores, sfi, strata
+from jfi import adaptive, bits, campaign, methods, records, scores, sfi, strata
 from jfi.campaign import Plan, Progress, Tally
 from jfi.chunks import chunks
 from jfi.engine import Engine, check_measure
@@ -30,7 +30,11 @@ def _by_score(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
 
 
 def _certified(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
-    return strata.without(strata.by_distance(space, leaves), engine.certified)
+    # What changes a word is a flip of its bit, or dead or saturated, a fault of all of it.
+    whole = space.polarities[0] in bits.WHOLE_WORD
+    polarity = space.polarities[0] if whole else bits.FLIP
+    harmless = partial(engine.certified, polarity=polarity)
+    return strata.without(strata.by_distance(space, leaves), harmless)
 
 
 # By name, what makes the method for the engine of a campaign.

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 import jfi
 import nets
-from jfi import bits, certify, outcomes, verify
+from jfi import bits, certify, outcomes, rounds, sites, verify
+from jfi.engine import Engine
+from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.program import run, section, trace
+from jfi.sampling import Request
 
 RNG = np.random.default_rng(0)
 FLAGS = outcomes.CRITICAL | outcomes.CORRECT
@@ -67,6 +71,41 @@ def test_cuts_are_gates_before_products():
         rest = section(program, cut)
         # Nothing but the cut and parameters is left to depend on: it runs without the image.
         assert all(program.x not in eqn.invars for eqn in rest.eqns)
+
+
+def test_one_of_two_values_that_go_on_is_no_gate():
+    def apply(w, x):
+        def step(h, i):
+            h = jnp.tanh(h + i @ w[0])
+            return h, h
+
+        last, every = lax.scan(step, jnp.zeros((len(x), 5)), jnp.swapaxes(x, 0, 1))
+        return jnp.tanh(last + every.mean(axis=0)) @ w[1]
+
+    w = [RNG.normal(size=shape).astype(np.float32) for shape in ((2, 5), (5, 3))]
+    x = RNG.normal(size=(1, 4, 2)).astype(np.float32)
+    program = trace(apply, w, jax.ShapeDtypeStruct((4, 2), np.float32))
+    env, found = run(program, w, x), certify.gates(program)
+    assert len(found) > 2
+    for gate in found:
+        again = run(section(program, gate), w, env[gate])[program.out]
+        np.testing.assert_array_equal(again, env[program.out])
+
+
+def test_dead_words_are_certified_as_such(tmp_path):
+    """Not as the flip of bit 0, as which they are booked."""
+    network, images = make()
+    chosen = sites.select(network, "Dense_1/kernel")
+    runner = Engine(network, images, np.zeros(len(images), int), chosen)
+    space = FaultSpace(chosen, FAULT_MODELS["dead"])
+    critical = runner.run(space.decode(np.arange(space.size)), "critical").critical > 0
+    dead = runner.certified(0, 0, bits.DEAD)
+    assert dead.any() and not (dead & critical).any()
+    assert (runner.certified(0, 0) & critical).any()
+    request = Request(error_margin=0.02)
+    found = rounds.run("adaptive_certified", space, runner, tmp_path, {}, request=request)
+    (unit,) = found["estimates"]
+    assert unit["cp_low"] <= critical.mean() <= unit["cp_high"]
 
 
 def test_a_primitive_without_a_bound_ends_the_cuts():
