@@ -7,6 +7,7 @@ the fault fixes. `lanes` finds those blocks; where a body mixes neurons it finds
 loop is run again whole.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -69,13 +70,13 @@ def _flat(body: core.ClosedJaxpr) -> core.ClosedJaxpr:
     return program.flatten(body)
 
 
-def names(scan: Scan) -> dict[str, Any]:
-    """Shape and dtype of the values named in the body, one step each."""
-    return {
-        eqn.params["name"]: eqn.outvars[0].aval
+def names(scan: Scan) -> list[tuple[str, Any]]:
+    """Name, and shape and dtype, of the values named in the body, in order; one step each."""
+    return [
+        (eqn.params["name"], eqn.outvars[0].aval)
         for eqn in scan.body.jaxpr.eqns
         if eqn.primitive.name == "name"
-    }
+    ]
 
 
 def lanes(scan: Scan, given: Sequence[At | None], named: dict[str, At]) -> dict[Any, At] | None:
@@ -92,7 +93,10 @@ def lanes(scan: Scan, given: Sequence[At | None], named: dict[str, At]) -> dict[
         if eqn.primitive.name == "name" and eqn.params["name"] in named:
             found.put(eqn.outvars[0], named[eqn.params["name"]])
     timed = [at for at in given[scan.over_time] if at is not None]
-    return None if any(at[0] is not None for at in timed) else found.settle()
+    spread = any(at[0] is not None for at in timed)
+    # A value of one word has no block smaller than itself.
+    spread |= any(all(i is None for i in at) for at in named.values())
+    return None if spread else found.settle()
 
 
 def _steps(scan: Scan, given: Sequence[At | None]) -> list[At | None]:
@@ -114,6 +118,7 @@ class _Lanes:
             return
         at = tuple(None if d == 1 else i for i, d in zip(at, var.aval.shape, strict=True))
         if all(index is None for index in at):
+            self.mixed |= var in self.at
             return
         known = self.at.setdefault(var, at)
         # Tracers are compared by identity: the same fault index stays the same object.
@@ -177,12 +182,14 @@ def run(
     """The outputs of the loop on operands cut to their blocks, with named values changed.
 
     Args:
+      change: its steps count the values of a name, of which the body may make several.
       evaluate: `(eqn, values) -> outputs` of an equation of the body.
     """
-    jaxpr = scan.body.jaxpr
+    jaxpr, times = scan.body.jaxpr, Counter(name for name, _ in names(scan))
 
     def step(carry, now_and_inputs):
         now, inputs = now_and_inputs
+        seen: Counter[str] = Counter()
         env = dict(zip(jaxpr.constvars, scan.body.consts, strict=True))
         env.update(zip(jaxpr.invars, [*consts, *carry, *inputs], strict=True))
 
@@ -194,7 +201,9 @@ def run(
             sizes = _sizes(eqn, blocks)
             outs = evaluate(eqn, values) if sizes is None else [_broadcast(eqn, values[0], sizes)]
             if eqn.primitive.name == "name":
-                outs = [change(eqn.params["name"], outs[0], now)]
+                name = eqn.params["name"]
+                outs = [change(name, outs[0], now * times[name] + seen[name])]
+                seen[name] += 1
             env.update(zip(eqn.outvars, outs, strict=True))
         outs = [value(atom) for atom in jaxpr.outvars]
         return outs[: scan.carry], outs[scan.carry :]
@@ -222,3 +231,14 @@ def uses(scan: Scan, operand: int) -> list[Any]:
     """The equations of the body that use an operand."""
     var = scan.body.jaxpr.invars[operand]
     return [eqn for eqn in scan.body.jaxpr.eqns if any(atom is var for atom in eqn.invars)]
+
+
+def only_multiplied(scan: Scan, operand: int) -> bool:
+    """Whether the body takes products of an operand with other values, and nothing else."""
+    jaxpr = scan.body.jaxpr
+    var = jaxpr.invars[operand]
+    products = all(
+        eqn.primitive.name == "dot_general" and list(eqn.invars).count(var) == 1
+        for eqn in uses(scan, operand)
+    )
+    return products and var not in jaxpr.outvars

@@ -77,7 +77,8 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
 
     Raises:
       InputError: a parameter that is not finite or of 64 bits without x64, no parameter with
-        bits, or an `apply` that does not return logits.
+        bits, a named value called as a parameter or with an @, or an `apply` that does not return
+        logits.
     """
     apply = _full_precision(apply)
     program = trace(apply, params, jax.ShapeDtypeStruct(image.shape, image.dtype))
@@ -92,7 +93,10 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     )
     if not sites:
         raise InputError("params hold no array with bits that the logits depend on")
-    named = {name: tap for name, tap in taps.find(program).items() if name not in positions}
+    named = taps.find(program)
+    both = [name for name in named if name in positions]
+    if both:
+        raise InputError(f"a parameter and a named value are both called {both[0]}: rename one")
     weights = {number for number, _ in products(program)}
     found = Network(
         apply, params, leaves, program, (*sites, *map(taps.site, named.values())),

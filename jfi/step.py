@@ -133,9 +133,7 @@ def _words(scan: scans.Scan, values) -> dict[int, Patch]:
     return {
         k: value
         for k, value in enumerate(values[: scan.consts])
-        if isinstance(value, Patch)
-        and value.value.size == 1
-        and all(eqn.primitive.name == "dot_general" for eqn in scans.uses(scan, k))
+        if isinstance(value, Patch) and value.value.size == 1 and scans.only_multiplied(scan, k)
     }
 
 

@@ -10,11 +10,13 @@ words are those of all steps, time first; `lif1/spike@37` transient at step 37.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jfi import bits, scans
 from jfi.errors import InputError
@@ -56,36 +58,57 @@ class Injection(NamedTuple):
 
 def steps(eqn, name: str) -> int:
     """How many times an equation computes the value of a name."""
-    if eqn.primitive.name == "name":
-        return int(eqn.params["name"] == name)
-    scan = scans.read(eqn)
-    return scan.length if scan and name in scans.names(scan) else 0
+    return sum(times for found, _, times in _named(eqn) if found == name)
 
 
 def find(program: Program) -> dict[str, Tap]:
     """The named values of a program, in the order they are computed.
 
     A name given to values that differ in shape or dtype names no place, and is left out; so is a
-    value whose words can't be broken.
+    value whose words can't be broken, and a name within a loop in a loop, a `while` or a `cond`.
+
+    Raises:
+      InputError: a name with an @.
     """
     found: dict[str, list[Tap]] = {}
     for eqn in program.eqns:
-        for name, aval in _named(eqn).items():
-            tap = Tap(name, tuple(aval.shape), np.dtype(aval.dtype), steps(eqn, name))
-            found.setdefault(name, []).append(tap)
-    joined = (
-        taps[0]._replace(steps=sum(tap.steps for tap in taps))
-        for taps in found.values()
+        for name, aval, times in _named(eqn):
+            found.setdefault(name, []).append(Tap(name, tuple(aval.shape), aval.dtype, times))
+    odd = [name for name in found if "@" in name]
+    if odd:
+        raise InputError(f"value name {odd[0]!r} has an @, which stands before a step: rename it")
+    buried = set(_buried(program))
+    return {
+        name: taps[0]._replace(dtype=np.dtype(taps[0].dtype), steps=sum(tap.steps for tap in taps))
+        for name, taps in found.items()
         if len({tap[1:3] for tap in taps}) == 1
-    )
-    return {tap.name: tap for tap in joined if bits.has_words(tap.dtype)}
+        and bits.has_words(taps[0].dtype)
+        and name not in buried
+    }
 
 
-def _named(eqn) -> dict[str, Any]:
+def _named(eqn) -> list[tuple[str, Any, int]]:
+    """Name, shape and dtype of the values an equation names, and how many times it makes them."""
     if eqn.primitive.name == "name":
-        return {eqn.params["name"]: eqn.outvars[0].aval}
+        return [(eqn.params["name"], eqn.outvars[0].aval, 1)]
     scan = scans.read(eqn)
-    return scans.names(scan) if scan else {}
+    return [(name, aval, scan.length) for name, aval in scans.names(scan)] if scan else []
+
+
+def _buried(program: Program) -> Iterator[str]:
+    """Names where no fault can be put: within equations other than loops over time."""
+    for eqn in program.eqns:
+        scan = scans.read(eqn)
+        yield from _within(scan.body.jaxpr.eqns if scan else [eqn])
+
+
+def _within(eqns) -> Iterator[str]:
+    """Names in the inner programs of equations."""
+    for param in (leaf for eqn in eqns for leaf in jax.tree.leaves(eqn.params)):
+        inner = getattr(param, "jaxpr", param)
+        if isinstance(inner, core.Jaxpr):
+            yield from (e.params["name"] for e in inner.eqns if e.primitive.name == "name")
+            yield from _within(inner.eqns)
 
 
 def site(tap: Tap, when: str | None = None) -> Site:

@@ -108,9 +108,10 @@ def _in_value(network: Network, tap: Tap, leaves, pair):
     now = 0
 
     def broken(start, name, value, later):
+        if name != tap.name:
+            return value
         due = (at == taps.EVERY_STEP) | (at == start + later)
-        faulty = _broken(value, index, keep, change)
-        return jnp.where(due, faulty, value) if name == tap.name else value
+        return jnp.where(due, _broken(value, index, keep, change), value)
 
     def evaluate(eqn, values):
         nonlocal now
