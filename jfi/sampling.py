@@ -158,10 +158,16 @@ def data_aware(
         outliers: as in `data_aware_p`; fix it with functools.partial to get another sampler.
 
     Raises:
-        InputError: leaves that are not of the shapes and dtypes of the sites.
+        InputError: leaves that are not of the shapes and dtypes of the sites, or faults of whole
+            words (dead, saturated), of which no bit tells how far they move a value.
     """
     leaves = list(leaves)
     _check_leaves(space, leaves)
+    if set(space.polarities) & set(bits.WHOLE_WORD):
+        raise InputError(
+            "data_aware goes by bits, and dead and saturated are faults of whole words: "
+            "take another sampler or fault model"
+        )
     dtypes = [np.dtype(site.dtype) for site in space.sites]
     p = {
         dtype: data_aware_p(

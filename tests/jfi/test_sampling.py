@@ -13,7 +13,7 @@ from scipy import stats
 
 from jfi import sampling
 from jfi.errors import InputError
-from jfi.faults import FaultSpace, Site
+from jfi.faults import FAULT_MODELS, FaultSpace, Site
 from jfi.sampling import Request, Sample, Stratum, sample_size
 
 DATE23 = Request(error_margin=0.01, confidence=0.99, t=2.58)
@@ -282,6 +282,9 @@ def test_leaves_that_do_not_fit_the_sites_are_refused():
         sampling.bit_distances([np.ones(5, "f4"), np.ones(5, "i1")])
     with pytest.raises(InputError, match="leaves hold no value"):
         sampling.bit_distances([np.ones(0, "f4")])
+    dead = FaultSpace(space.sites, FAULT_MODELS["dead"])
+    with pytest.raises(InputError, match="dead and saturated are faults of whole words"):
+        sampling.data_aware(dead, [np.ones(s.shape, s.dtype) for s in dead.sites], DATE23)
 
 
 RESNET20 = "weights/resnet_cifar10/resnet20-12fca82f.th"
