@@ -4,6 +4,9 @@ A network names a value with JAX's own `jax.ad_checkpoint.checkpoint_name(value,
 which changes nothing. A value named in a loop over time (`lax.scan`), or several times under one
 name, is one place that holds a new value at each step.
 
+Steps are counted as computed, those that the logits depend on; of a loop in reverse, by their
+place in time. Names within a loop in a loop, a `while` or a `cond` are not seen.
+
 A permanent fault breaks it at every step, right after it is computed; a transient one at one step.
 The name of the site tells which: `lif1/spike` is permanent; `lif1/spike@step` transient, and its
 words are those of all steps, time first; `lif1/spike@37` transient at step 37.
@@ -160,7 +163,8 @@ def steps_of(sites: Sequence[Site], faults: Faults) -> np.ndarray | None:
 def operands(tap: Tap, site: Site, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
     """What `injection` takes, of F faults: int32 [F, 1 + rank], and words [F, 2]."""
     step, index = moment(site, faults.index)
-    at = np.stack([step, *np.unravel_index(index, tap.shape)], axis=1).astype(np.int32)
+    place = np.unravel_index(index, tap.shape) if tap.shape else ()
+    at = np.stack([step, *place], axis=1).astype(np.int32)
     return at, np.stack(bits.masks(tap.dtype, faults.bit, faults.polarity), axis=1)
 
 

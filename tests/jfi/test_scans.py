@@ -60,6 +60,15 @@ def one_neuron(p, x, use):
     return use.scan(body, start, jnp.swapaxes(x, 0, 1))[1].sum(axis=0) @ p["out"][:1]
 
 
+def one_number(p, x, use):
+    def body(h, i):
+        h = jnp.tanh(h + i @ p["in"])
+        return h, h * use.name(jnp.float32(1.5) * p["beta"][0], "u")
+
+    start = jnp.zeros((len(x), HIDDEN))
+    return use.scan(body, start, jnp.swapaxes(x, 0, 1))[1].sum(axis=0) @ p["out"]
+
+
 def two_layers_of_one_name(p, x, use):
     def body(carry, i):
         u, v = carry
@@ -117,6 +126,8 @@ def parameters():
     [
         (one_neuron, "u"),
         (one_neuron, "u@step"),
+        (one_number, "u"),
+        (one_number, "u@step"),
         (two_layers_of_one_name, "u"),
         (two_layers_of_one_name, "u@step"),
         (trace_beside_a_map, "beta"),
