@@ -7,7 +7,7 @@ import pytest
 
 import jfi
 import nets
-from experiments import campaign, plan, train
+from experiments import campaign, plan, target, train
 
 DIGIT = np.zeros((4, 8, 8), np.float32)
 
@@ -143,7 +143,8 @@ def test_plan(script, flags):
     assert ended.out == ""
 
 
-def test_untrained_weights_say_how_to_train_them(script):
+def test_untrained_weights_say_how_to_train_them(script, monkeypatch):
+    monkeypatch.setattr(target, "KEPT", Path("none"))
     expected = "python -m experiments.train --net=lenet --dataset=digits"
     assert_one_line(script(campaign), expected)
     assert_one_line(script(plan, "--dataset=digits"), expected)
