@@ -42,10 +42,12 @@ def chances(
 
     Args:
       images: [B, ...], preprocessed as the network takes them.
-      sites: those to put faults in; those of integers have no gradient and are passed over.
+      sites: those to put faults in; those of integers have no gradient and are passed over, and so
+        are run-time values.
       faults: size of the sample; where there are fewer flips, all of them.
     """
-    chosen = [site for site in sites if jnp.issubdtype(site.dtype, jnp.floating)]
+    known = (site for site in sites if site.name in network.positions)
+    chosen = [site for site in known if jnp.issubdtype(site.dtype, jnp.floating)]
     flips = _sample(FaultSpace(chosen, FAULT_MODELS["flip"]), faults, seed)
     run = jit(jax.vmap(partial(_moves, network, chosen, flips), (None, 0)))
     words = sum(site.words for site in chosen)
