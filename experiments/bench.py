@@ -370,16 +370,8 @@ def growth_row(faults: int, images: int) -> dict:
 
 def define_flags() -> None:
     """Flags of this script."""
-    flags.DEFINE_string("net", "resnet20", f"The network: {', '.join(nets.names())}.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
-        "wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
-    )
-    flags.DEFINE_string("dataset", "cifar10", f"{', '.join(data.names())}, or a .npz file.")
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_integer("images", None, "The first so many test images. Default: 512, or all.", 1)
+    target.define_network("resnet20")
+    target.define_workload("cifar10", "512, or all")
     flags.DEFINE_integer("seed", 0, "Seed of the faults.", 0)
     flags.DEFINE_list(
         "rows",

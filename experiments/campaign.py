@@ -39,9 +39,7 @@ QUIET_SECONDS = 30  # between lines of progress where there is no terminal
 def define_flags() -> None:
     """Flags of this script."""
     target.define_flags()
-    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    target.define_workload()
     flags.DEFINE_string(
         "faults",
         None,

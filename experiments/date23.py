@@ -459,17 +459,11 @@ def smoke_truth(out: Path) -> Truth:
 def define_flags() -> None:
     """Flags of this script."""
     flags.DEFINE_bool("smoke", False, "LeNet on digits, from its training on, in short.")
-    flags.DEFINE_string("truth", None, "A file of experiments.truth: no fault is run.")
-    flags.DEFINE_string("net", "lenet", f"Without --truth: the network: {', '.join(nets.names())}.")
     flags.DEFINE_string(
-        "weights",
-        None,
-        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
-        "wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
+        "truth", None, "A file of experiments.truth, in place of a network: no fault is run."
     )
-    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    target.define_network()
+    target.define_workload()
     flags.DEFINE_float("error_margin", 0.01, "Error margin e wanted, in (0, 1).")
     flags.DEFINE_float("confidence", 0.99, "Confidence of margins and intervals, in (0, 1).")
     flags.DEFINE_float("t", 2.58, "Normal quantile of the confidence, as in the paper.")

@@ -520,16 +520,8 @@ def _campaigns(engine: Engine, folder: Path) -> tuple[Campaign, ...]:
 def define_flags() -> None:
     """Flags of this script."""
     flags.DEFINE_bool("smoke", False, "LeNet on digits, from its training on.")
-    flags.DEFINE_string("net", "lenet", f"The network: {', '.join(nets.names())}.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
-        "wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
-    )
-    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    target.define_network()
+    target.define_workload()
     flags.DEFINE_enum("fault_model", "flip", list(FAULT_MODELS), "Flips, or bits stuck.")
     flags.DEFINE_float("error_margin", 0.01, "Error margin e that sizes the fault list, in (0, 1).")
     flags.DEFINE_float("confidence", 0.99, "Its confidence, in (0, 1).")

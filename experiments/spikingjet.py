@@ -162,16 +162,8 @@ def keep(path: Path, net: str, found: list[Row], samples: int, summary: dict) ->
 
 def define_flags() -> None:
     """Flags of this script."""
-    flags.DEFINE_string("net", "snn_nmnist", f"The network: {', '.join(PUBLISHED)}, or another.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "Its weights: .safetensors, or a PyTorch checkpoint (.th, .pt, .pth). Default: what "
-        "experiments.train wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
-    )
-    flags.DEFINE_string("dataset", "nmnist", f"{', '.join(data.names())}, or a .npz file.")
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where the recordings are.")
-    flags.DEFINE_integer("images", None, "The first so many test samples. Default: all.", 1)
+    target.define_network("snn_nmnist")
+    target.define_workload("nmnist")
     flags.DEFINE_enum("sampler", "network_wise", list(SAMPLERS), "As of experiments.campaign.")
     flags.DEFINE_enum("fault_model", "stuck_at", list(FAULT_MODELS), "Which faults.")
     flags.DEFINE_string("sites", ".*", "Where: a regular expression of whole names.")

@@ -27,15 +27,29 @@ WEIGHTS = Path("weights")
 KEPT = Path(__file__).parent / "weights"  # those that come with the project
 
 
-def define_flags() -> None:
-    """Flags of the network and of the plan."""
-    flags.DEFINE_string("net", "lenet", f"The network: {', '.join(nets.names())}.")
+def define_network(net: str = "lenet") -> None:
+    """Flags of the network and its weights."""
+    flags.DEFINE_string("net", net, f"The network: {', '.join(nets.names())}.")
     flags.DEFINE_string(
         "weights",
         None,
         "Its weights: .safetensors, or a PyTorch checkpoint (.th, .pt, .pth). Default: what "
         "experiments.train wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
     )
+
+
+def define_workload(dataset: str = "digits", images: str = "all") -> None:
+    """Flags of the data set and of how many of its test images are taken."""
+    flags.DEFINE_string("dataset", dataset, f"{', '.join(data.names())}, or a .npz file.")
+    flags.DEFINE_string(
+        "data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets, or recordings are."
+    )
+    flags.DEFINE_integer("images", None, f"The first so many test images. Default: {images}.", 1)
+
+
+def define_flags() -> None:
+    """Flags of the network and of the plan."""
+    define_network()
     flags.DEFINE_enum(
         "sampler",
         "data_aware",

@@ -277,16 +277,8 @@ def _of_stuck_at(flips: Estimate) -> Estimate:
 
 def define_flags() -> None:
     """Flags of this script."""
-    flags.DEFINE_string("net", "lenet", f"The network: {', '.join(nets.names())}.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "Its weights: .safetensors, or a PyTorch checkpoint. Default: what experiments.train "
-        "wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has.",
-    )
-    flags.DEFINE_string("dataset", "digits", f"{', '.join(data.names())}, or a .npz file.")
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_integer("images", None, "The first so many test images. Default: all.", 1)
+    target.define_network()
+    target.define_workload()
     flags.DEFINE_string(
         "sites",
         None,
