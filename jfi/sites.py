@@ -120,7 +120,8 @@ def select(
       InputError: the pattern is no regular expression or matches no site; a step that a value
         does not have.
     """
-    pattern = MODEL_SITES.get(fault_model) if pattern is None else pattern
+    usual = pattern is None and fault_model in MODEL_SITES
+    pattern = MODEL_SITES[fault_model] if usual else pattern
     if pattern is None:
         return tuple(site for site in network.sites if site.name in network.kernels)
     of, when = taps.parse(pattern)
@@ -132,6 +133,11 @@ def select(
     if not found:
         what = "sites" if when is None else "run-time values"
         names = ", ".join(site.name for site in known) or "none"
+        if usual:
+            raise InputError(
+                f"fault model {fault_model} breaks sites called {of}, and there is none; name the "
+                f"run-time values so (jax.ad_checkpoint.checkpoint_name), or choose among {names}"
+            )
         raise InputError(f"sites {pattern!r} matches no site in full; the {what} are {names}")
     if when is None:
         return found

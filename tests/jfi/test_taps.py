@@ -248,6 +248,9 @@ def test_neuron_fault_models_know_their_sites():
     assert names("byzantine") == [
         "a/threshold", "a/beta", "b/threshold", "b/beta", "a/potential", "b/potential",
     ]  # fmt: skip
+    plain = jfi.network(lambda w, x: x @ w, np.ones((2, 3), "f4"), np.ones(2, "f4"))
+    with pytest.raises(InputError, match=r"fault model dead breaks sites called .*spike, and"):
+        sites.select(plain, fault_model="dead")
     for model in ("dead", "saturated"):
         plan = jfi.plan(network, "exhaustive", fault_model=model)
         assert plan.injections == plan.space.size == HIDDEN + CLASSES
