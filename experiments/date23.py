@@ -464,9 +464,7 @@ def define_flags() -> None:
     )
     target.define_network()
     target.define_workload()
-    flags.DEFINE_float("error_margin", 0.01, "Error margin e wanted, in (0, 1).")
-    flags.DEFINE_float("confidence", 0.99, "Confidence of margins and intervals, in (0, 1).")
-    flags.DEFINE_float("t", 2.58, "Normal quantile of the confidence, as in the paper.")
+    target.define_request(t=2.58)
     flags.DEFINE_enum(
         "outliers",
         "tukey",

@@ -99,11 +99,16 @@ def define_flags() -> None:
         "With the metrics kennard_stone: the kernel (fc2/kernel) of the layer whose output images "
         "are told apart by. Default: what the last one takes in.",
     )
+    define_request()
+
+
+def define_request(t: float | None = None) -> None:
+    """Flags of the precision asked for (`request`)."""
     flags.DEFINE_float("error_margin", 0.01, "Error margin e wanted, in (0, 1).")
     flags.DEFINE_float("confidence", 0.99, "Confidence of margins and intervals, in (0, 1).")
     flags.DEFINE_float(
         "t",
-        None,
+        t,
         "Normal quantile to use in place of the exact one of the confidence; the literature "
         "takes 2.58 for 99%.",
     )
