@@ -10,22 +10,24 @@ Clopper-Pearson interval. Writes samplers.json, samplers.md and samplers.png to 
 Methods: the fixed samples of DATE'23 with the papers' normal interval and with Clopper and
 Pearson's, iterative SFI, and the adaptive sampler of `jfi.adaptive` with strata by (layer, bit) and
 by |dw|. Where --weights and --dataset are given, those that the truth is of, also with strata by
-|dw| times the sensitivity of the word (`jfi.scores`), and by |dw| without the faults that certified
+|dw| times the sensitivity of the word (`jfi.scores`), with and without the faults that certified
 radii prove harmless, which need no injection:
 
     python -m experiments.bench_samplers --truth=lenet_mnist.npz --levels=network --repeats=1000 \\
         --methods=adaptive --weights=weights/lenet_mnist.safetensors --dataset=mnist.npz
 
-A truth that knows some layers whole and a share of the rest is a truth of those layers; with --fill
-it stands in for one of all of them. A campaign takes 3 ms to 2 s, most for every bit and small
-margins. `experiments.sampler_table` puts the results of several truths in one table and figure.
+A truth that knows some layers whole and a share of the rest is a truth of those layers. A campaign
+takes 3 ms to 2 s, most for every bit and small margins. Rows are kept as they come: started again,
+it goes on, and more methods or margins join the rows that are there. `scripts/samplers` makes all
+that the README shows, with `experiments.sampler_table`, which puts several truths in one figure.
 --smoke takes seconds: few campaigns on a small made-up truth.
 """
 
 import itertools
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,15 +43,16 @@ from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
 from jfi.methods import Result
-from jfi.sampling import SAMPLERS, Request
+from jfi.sampling import SAMPLERS, Request, Stratum
 from jfi.strata import Split
 
 SMOKE = {"repeats": 5, "margins": ["0.05"], "confidences": ["0.95"]}
+ROWS = "samplers.json"
 FIXED = ("network_wise", "layer_wise", "data_unaware", "data_aware")
 
 
 class Hints(NamedTuple):
-    """What a network tells of its faults without running one: a float32 [words], and a bool
+    """What a network tells of its faults without running one: a float32 [2, words], and a bool
     [words, width], of each site.
 
     sensitivity: of `jfi.scores`. certified: flips proven harmless (`Engine.certified`).
@@ -89,12 +92,6 @@ def define_flags() -> None:
     flags.DEFINE_string("weights", None, "The weights it is of, for the predictor.")
     flags.DEFINE_string("dataset", None, "The data set it is of, for the predictor.")
     flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
-    flags.DEFINE_bool(
-        "fill",
-        False,
-        "Keep words that the truth knows in part: a flip that was not run is taken to be as a "
-        "random one that was, of the same bit and octave of |dw|. A stand-in for all layers.",
-    )
     flags.DEFINE_list("margins", ["0.01", "0.005", "0.001"], "Error margins to reach.")
     flags.DEFINE_list("confidences", ["0.95", "0.99"], "Confidences to reach them at.")
     flags.DEFINE_list("levels", list(methods.LEVELS), "Units that must have the margin.")
@@ -105,12 +102,11 @@ def define_flags() -> None:
     flags.DEFINE_bool("smoke", False, "A run of seconds on a made-up truth.")
 
 
-def read(path: str | Path, hints: Hints | None = None, fill: bool = False) -> Truth:
+def read(path: str | Path, hints: Hints | None = None) -> Truth:
     """A truth from its file: words with every bit known are its population.
 
     Args:
         hints: of all words of the file's sites.
-        fill: keep the other words too, as `filled`: a stand-in for the truth of all of them.
 
     Raises:
         InputError: a file that is no truth, or knows no word whole.
@@ -123,41 +119,18 @@ def read(path: str | Path, hints: Hints | None = None, fill: bool = False) -> Tr
         polarities = FAULT_MODELS[meta["fault_model"]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"truth {path} cannot be read: {error}") from None
-    if fill:
-        safe = hints.certified if hints else [np.zeros(k[2].shape, bool) for k in known]
-        pairs = zip(known, safe, strict=True)
-        known = [(n, x, filled(x, images, s).astype(np.int32)) for (n, x, images), s in pairs]
     wholes = [(images >= 0).all(axis=1) for _, _, images in known]
     if hints:
-        own = ([x[w] for x, w in zip(xs, wholes, strict=True) if w.any()] for xs in hints)
-        hints = Hints(*own)
-    name = Path(path).stem + (", filled" if fill else "")
+        pairs = [(*own, w) for *own, w in zip(*hints, wholes, strict=True) if w.any()]
+        hints = Hints([x[:, w] for x, _, w in pairs], [y[w] for _, y, w in pairs])
     chosen = [(n, x[w], im[w] > 0) for (n, x, im), w in zip(known, wholes, strict=True) if w.any()]
-    return truth(name, chosen, polarities)._replace(hints=hints)
+    return truth(Path(path).stem, chosen, polarities)._replace(hints=hints)
 
 
 def _known(arrays: Mapping, number: int, site: Mapping) -> tuple[str, np.ndarray, np.ndarray]:
     """(name, golden values [words], images a flip is critical for [words, width], or -1)."""
     words = bits.from_bits(arrays[f"words_{number}"], site["dtype"])
     return site["name"], words, arrays[f"critical_{number}"]
-
-
-def filled(values: np.ndarray, images: np.ndarray, certified: np.ndarray) -> np.ndarray:
-    """Whether each flip is critical, bool [words, width]; one that was not run is made up.
-
-    It is as a random one that was run of the same bit and octave of |dw|, or of the same bit where
-    there is none (hot-deck imputation); one that is certified is not critical.
-    """
-    rng, found = np.random.default_rng(0), images > 0
-    for bit, (known, safe) in enumerate(zip((images >= 0).T, certified.T, strict=True)):
-        octave = strata.octaves(strata.distances(values, bit))
-        donors, missing = known & ~safe, ~known & ~safe
-        for alike in np.unique(octave[missing]):
-            rows = np.flatnonzero(missing & (octave == alike))
-            own = np.flatnonzero(donors & (octave == alike))
-            own = own if own.size else np.flatnonzero(donors)
-            found[rows, bit] = own.size and found[rng.choice(own, rows.size), bit]
-    return found
 
 
 def truth(name: str, known, polarities) -> Truth:
@@ -231,19 +204,20 @@ def split_of(found: Truth, method: str) -> Split:
     space, leaves, hints = found.space, found.leaves, found.hints
     if method == "adaptive by cell":
         return strata.by_cell(space, leaves)
-    if method == "adaptive by score":
-        return strata.by_score(leaves, hints.sensitivity)
-    by_distance = strata.by_distance(space, leaves)
     if method == "adaptive by |dw|":
-        return by_distance
-    return strata.without(by_distance, lambda site, bit: hints.certified[site][:, bit])
+        return strata.by_distance(space, leaves)
+    by_score = strata.by_score(leaves, hints.sensitivity)
+    if method == "adaptive by score":
+        return by_score
+    return strata.without(by_score, lambda site, bit: hints.certified[site][:, bit])
 
 
 def campaigns(found: Truth, case: Case) -> Callable[[int], Result]:
     """The campaigns of a method, by seed."""
     request, levels = Request(case.margin, case.confidence), (case.level,)
     if case.method.split(",")[0] in FIXED:
-        return partial(fixed, found, case, request)
+        parts = SAMPLERS[case.method.split(",")[0]](found.space, found.leaves, request)
+        return partial(fixed, found, case, request, parts)
     if case.method == "iterative":
         method = sfi.iterative()
     else:
@@ -253,11 +227,12 @@ def campaigns(found: Truth, case: Case) -> Callable[[int], Result]:
     return partial(method, found.space, found.leaves, request, levels, oracle)
 
 
-def fixed(found: Truth, case: Case, request: Request, seed: int) -> Result:
+def fixed(
+    found: Truth, case: Case, request: Request, parts: Sequence[Stratum], seed: int
+) -> Result:
     """`sfi.fixed`, of which only the counts of cells matter: those are drawn, not the faults."""
-    sampler, kind = case.method.split(", ")
+    _, kind = case.method.split(", ")
     asked = methods.units(found.space, (case.level,))
-    parts = SAMPLERS[sampler](found.space, found.leaves, request)
     population, critical = found.space.cells, found.cells
     counts = np.zeros((2, *population.shape), np.int64)
     rng = np.random.default_rng(seed)
@@ -313,6 +288,43 @@ def row(found: Truth, case: Case, repeats: int) -> dict:
 ENDS, TINY = ("low", "high"), 1e-12
 
 
+def identity(found: Truth) -> dict:
+    """What rows say of their truth."""
+    return {"truth": found.name, "faults": found.space.size, "critical": int(found.critical.sum())}
+
+
+def known_rows(path: Path, found: Truth) -> list[dict]:
+    """The rows of earlier runs on this truth.
+
+    Raises:
+        InputError: the file can't be read, or holds rows of another truth.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())
+        own = all(identity(found).items() <= row.items() for row in rows)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"rows {path} cannot be read: {error}; name another --out") from None
+    if not own:
+        raise InputError(
+            f"{path} holds rows of another truth than {found.name}; name another --out"
+        )
+    return rows
+
+
+def _case(row: Mapping) -> Case:
+    return Case(row["method"], row["level"], row["asked"], row["confidence"])
+
+
+def write(out: Path, found: Truth, rows: list[dict]) -> None:
+    """The rows and their table; an earlier file stays whole until the new one is."""
+    part = out / f"{ROWS}.part"
+    part.write_text(json.dumps(rows, indent=1) + "\n")
+    os.replace(part, out / ROWS)
+    (out / "samplers.md").write_text(table(found, rows))
+
+
 def compare(found: Truth, cases: list[Case], repeats: int, jobs: int) -> Iterator[dict]:
     """The row of each case, in order."""
     if jobs == 1:
@@ -339,17 +351,17 @@ def table(found: Truth, rows: list[dict]) -> str:
     """The comparison as markdown."""
     size, share = found.space.size, found.critical.mean()
     lines = [
-        f"{found.name}: {size:,} stuck-at faults, {share:.3%} critical; "
-        f"{rows[0]['repeats']} campaigns each.",
+        f"{found.name}: {size:,} stuck-at faults, {share:.3%} critical.",
         "",
-        "| method | units | e | confidence | injections | margin | widest | coverage | its low |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | units | e | confidence | injections | margin | widest | coverage | its low "
+        "| campaigns |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in rows:
         lines.append(
             f"| {r['method']} | {r['level']} | {r['asked']:.2%} | {r['confidence']:.0%} "
             f"| {r['injections']:,.0f} | {r['margin']:.3%} | {r['widest']:.3%} "
-            f"| {r['coverage']:.1%} | {r['coverage_low']:.1%} |"
+            f"| {r['coverage']:.1%} | {r['coverage_low']:.1%} | {r['repeats']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -392,7 +404,9 @@ def _line(method: str) -> str:
 def main() -> None:
     """Compare the methods and write the results."""
     args = flags.FLAGS
-    found = _truth()
+    out, known = Path(args.out), _truth()
+    rows = {_case(row): row for row in known_rows(out / ROWS, known)}
+    found = _hinted(known)
     chosen = _chosen(args.methods, names(found))
     margins, confidences = (_shares(name) for name in ("margins", "confidences"))
     methods.units(found.space, args.levels)
@@ -404,20 +418,19 @@ def main() -> None:
         for margin in margins
         for method in chosen
     ]
-    rows, out = [], Path(args.out)
+    todo = [case for case in cases if rows.get(case, {}).get("repeats") != repeats]
     out.mkdir(parents=True, exist_ok=True)
-    for case, found_row in zip(cases, compare(found, cases, repeats, args.jobs), strict=True):
-        rows.append({"truth": found.name, **found_row})
+    for case, new in zip(todo, compare(found, todo, repeats, args.jobs), strict=True):
+        rows[case] = {**identity(found), **new}
         # Now, not at the end: hours of rows outlive a kill.
-        (out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (out / "samplers.md").write_text(table(found, rows))
+        write(out, found, list(rows.values()))
         print(
             f"{case.method}, {case.level}, e = {case.margin:.2%}, {case.confidence:.0%}: "
-            f"{found_row['injections']:,.0f} injections, coverage {found_row['coverage']:.1%}",
+            f"{new['injections']:,.0f} injections, coverage {new['coverage']:.1%}",
             flush=True,
         )
-    draw(rows, out / "samplers.png")
-    print(f"{out}: samplers.json, samplers.md, samplers.png")
+    draw(list(rows.values()), out / "samplers.png")
+    print(f"{out}: {ROWS}, samplers.md, samplers.png")
 
 
 def _truth() -> Truth:
@@ -428,9 +441,15 @@ def _truth() -> Truth:
         raise InputError("no --truth given; name a .npz file of experiments.truth, or --smoke")
     if (args.weights is None) != (args.dataset is None):
         raise InputError("the predictor needs both --weights and --dataset; give both or none")
-    read(args.truth)  # a bad file is named before long work
-    hints = hints_of(args.truth, args.weights, args.dataset) if args.weights else None
-    return read(args.truth, hints, args.fill)
+    return read(args.truth)
+
+
+def _hinted(known: Truth) -> Truth:
+    """The truth with the hints of the network that the flags name, if they name one."""
+    args = flags.FLAGS
+    if args.smoke or args.weights is None:
+        return known
+    return read(args.truth, hints_of(args.truth, args.weights, args.dataset))
 
 
 def _chosen(asked: list[str] | None, known: list[str]) -> list[str]:

@@ -59,7 +59,7 @@ def define_flags() -> None:
         "weights (data_aware); or in rounds, as earlier ones show is needed: the published "
         "iterative, or adaptive with strata by (layer, bit), by how far a bit moves its word "
         "(adaptive_distance), or by that times the word's gradient (adaptive_score); "
-        "adaptive_certified is adaptive_distance on faults not proven harmless.",
+        "adaptive_certified is adaptive_score on faults not proven harmless.",
     )
     flags.DEFINE_list(
         "levels",

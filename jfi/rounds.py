@@ -34,7 +34,7 @@ def _certified(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
     whole = space.polarities[0] in bits.WHOLE_WORD
     polarity = space.polarities[0] if whole else bits.FLIP
     harmless = partial(engine.certified, polarity=polarity)
-    return strata.without(strata.by_distance(space, leaves), harmless)
+    return strata.without(_by_score(engine, space, leaves), harmless)
 
 
 # By name, what makes the method for the engine of a campaign.

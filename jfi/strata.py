@@ -50,20 +50,24 @@ def by_distance(space: FaultSpace, leaves: Sequence[np.ndarray]) -> Split:
     Which way matters: a channel whose weight falls far is dead behind its ReLU, one whose weight
     grows far outshouts the others (bit 30 of LeNet on MNIST: 5% and 96% critical).
     """
-    return by_score(leaves, [1.0] * len(leaves))
+    return lambda s, b: 2 * octaves(distances(leaves[s], b)) + falls(leaves[s], b)
 
 
-def by_score(leaves: Sequence[np.ndarray], sensitivity: Sequence) -> Split:
-    """As `by_distance`, |dw| times a sensitivity, float [words] or a number, of each site.
+def by_score(leaves: Sequence[np.ndarray], sensitivity: Sequence[np.ndarray]) -> Split:
+    """As `by_distance`, |dw| times the sensitivity of the word (`scores.sensitivity`).
 
-    Good sensitivities make it the chance to be critical that is alike in a stratum; bad ones cost
-    injections and nothing else.
+    Two octaves a stratum. Good sensitivities make it the chance to be critical that is alike in a
+    stratum; bad ones cost injections and nothing else.
+
+    Args:
+        sensitivity: float [2, words] of each site, to growth and to fall.
     """
 
     def split(site: int, bit: int) -> np.ndarray:
+        way = falls(leaves[site], bit)
         with np.errstate(invalid="ignore", over="ignore"):
-            octave = octaves(distances(leaves[site], bit) * np.ravel(sensitivity[site]))
-        return 2 * octave + falls(leaves[site], bit)
+            score = distances(leaves[site], bit) * np.where(way, *sensitivity[site][::-1])
+        return 2 * (octaves(score) // 2) + way
 
     return split
 

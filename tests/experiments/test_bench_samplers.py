@@ -64,46 +64,19 @@ def test_words_known_in_part_are_left_out(tmp_path):
         bench.read(tmp_path / "t.npz")
 
 
-def test_flips_that_were_not_run_are_as_those_of_their_bit_and_octave():
-    """Two octaves of |dw|, 64 words each, half of them run; certified flips are never critical."""
-    values = np.repeat([1.0, 4.0], 64).astype(np.float32)
-    images = np.full((128, 32), -1)
-    images[::2] = 0
-    images[64::2, 25] = 3
-    images[:32:4, 25] = 1  # of the first octave, a quarter of those run
-    certified = np.zeros(images.shape, bool)
-    certified[65::4, 25] = True
-    found = bench.filled(values, images, certified)
-    assert np.array_equal(found[::2], images[::2] > 0)
-    assert found[65::2, 25].sum() == 16
-    assert not found[certified].any()
-    assert stats.binomtest(int(found[1:64:2, 25].sum()), 32, 0.25).pvalue > 1e-3
-    assert found[:, :25].sum() == found[:, 26:].sum() == 0
-
-
-def test_a_flip_without_its_like_is_as_any_of_its_bit_or_harmless():
-    values = np.array([1.0, 2.0, 2.0, 1.0], np.float32)
-    images = np.full((4, 32), -1)
-    images[0, 7] = 1
-    found = bench.filled(values, images, np.zeros(images.shape, bool))
-    assert found[:, 7].all()
-    assert found.sum() == 4
-
-
-def test_a_filled_truth_has_every_word_and_hints_follow_the_words(tmp_path):
+def test_hints_follow_the_words(tmp_path):
     critical = [np.ones((7, 32), int), np.ones((12, 32), int)]
     critical[0][2, 5] = -1
     written(tmp_path / "t.npz", critical)
     hints = bench.Hints(
-        [np.arange(n) for n in WORDS], [np.arange(n)[:, None] == np.arange(32) for n in WORDS]
+        [np.stack(2 * [np.arange(n)]) for n in WORDS],
+        [np.arange(n)[:, None] == np.arange(32) for n in WORDS],
     )
-    part, whole = (bench.read(tmp_path / "t.npz", hints, fill) for fill in (False, True))
-    assert whole.space.size == 64 * sum(WORDS) == part.space.size + 64
-    assert whole.name == "t, filled"
-    assert part.hints.sensitivity[0].tolist() == [0, 1, 3, 4, 5, 6]
-    assert part.hints.certified[0].shape == (6, 32)
-    assert len(whole.hints.sensitivity[0]) == 7
-    assert bench.names(whole)[-1] == "adaptive certified"
+    found = bench.read(tmp_path / "t.npz", hints)
+    assert found.space.size == 64 * (sum(WORDS) - 1)
+    assert found.hints.sensitivity[0].tolist() == 2 * [[0, 1, 3, 4, 5, 6]]
+    assert found.hints.certified[0].shape == (6, 32)
+    assert bench.names(found)[-1] == "adaptive certified"
 
 
 def test_certified_faults_are_not_injected_and_still_counted():
@@ -112,7 +85,8 @@ def test_certified_faults_are_not_injected_and_still_counted():
     faults = found.space.decode(np.flatnonzero(found.critical))
     for site, index, bit in zip(faults.site, faults.index, faults.bit, strict=True):
         flips[site][index, bit] = True
-    found = found._replace(hints=bench.Hints([], [~x for x in flips]))
+    ones = [np.ones((2, n)) for n in (60, 400)]
+    found = found._replace(hints=bench.Hints(ones, [~x for x in flips]))
     plain, spared = (
         bench.row(found, bench.Case(name, "network", 0.005, 0.9), 10)
         for name in ("adaptive by |dw|", "adaptive certified")
@@ -195,6 +169,39 @@ def test_smoke_writes_a_table_a_figure_and_rows(script, tmp_path):
     text = (tmp_path / "new/samplers.md").read_text()
     assert text.count("\n|") == 2 + len(rows)
     assert (tmp_path / "new/samplers.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_goes_on_with_the_rows_that_are_there(script, tmp_path, monkeypatch):
+    """Cases that were run with as many campaigns are kept, new ones join them."""
+    flags = ("--smoke", "--levels=network", f"--out={tmp_path}")
+    assert script(bench, *flags, "--methods=network_wise").status == 0
+    path = tmp_path / bench.ROWS
+    first = json.loads(path.read_text())
+    path.write_text(json.dumps([{**row, "injections": 7} for row in first]))
+    ended = script(bench, *flags, "--methods=network_wise,layer_wise")
+    assert ended.status == 0, ended.err
+    rows = json.loads(path.read_text())
+    assert [row["method"].split(",")[0] for row in rows] == 2 * ["network_wise"] + 2 * [
+        "layer_wise"
+    ]
+    assert [row["injections"] == 7 for row in rows] == [True, True, False, False]
+    monkeypatch.setitem(bench.SMOKE, "repeats", 6)
+    assert script(bench, *flags, "--methods=network_wise").status == 0
+    again = json.loads(path.read_text())
+    assert [row["repeats"] for row in again] == [6, 6, 5, 5]
+    assert again[0]["injections"] == first[0]["injections"]
+
+
+def test_rows_of_another_truth_are_not_joined(script, own_folder):
+    written(own_folder / "t.npz")
+    (own_folder / "out").mkdir()
+    path = own_folder / "out" / bench.ROWS
+    for held, message in (("[1]", "cannot be read"), ('[{"truth": "x"}]', "another truth than t")):
+        path.write_text(held)
+        ended = script(bench, "--truth=t.npz", "--out=out")
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert message in ended.err
+        assert path.read_text() == held
 
 
 def of_lenet(weights, path, factor):

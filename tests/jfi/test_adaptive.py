@@ -51,7 +51,9 @@ NET = Net()
 SCORES = {
     "cell": strata.by_cell,
     "distance": strata.by_distance,
-    "thresholds": lambda _, leaves: strata.by_score(leaves, [1 / t for t in NET.thresholds]),
+    "thresholds": lambda _, leaves: strata.by_score(
+        leaves, [np.stack(2 * [1 / t]) for t in NET.thresholds]
+    ),
     # A score that says nothing of a fault.
     "random": lambda _, leaves: strata.by_array(
         [np.random.default_rng(0).lognormal(0, 4, (x.size, 32)) for x in leaves]

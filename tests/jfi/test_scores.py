@@ -14,18 +14,35 @@ def linear(params, x):
 
 
 def test_the_sensitivity_of_a_linear_network_is_the_image_over_the_margin():
+    """To growth and to fall of each word, the worst of all images and rivals, one by one."""
     w = np.array([[2.0, 0.0, 0.5], [0.0, 1.0, 0.5]], np.float32)
     images = np.array([[1.0, 0.25], [0.5, 2.0]], np.float32)
     network = jfi.network(linear, {"w": w}, images[0])
     (found,) = scores.sensitivity(network, images, network.sites)
-    logits = images @ w
-    second, first = np.argsort(logits, axis=1)[:, -2:].T
-    expected = np.zeros_like(w)
-    for image, row, a, b in zip(images, logits, first, second, strict=True):
-        one = np.zeros_like(w)
-        one[:, [a, b]] = np.abs(image)[:, None] / (row[a] - row[b])
-        expected = np.maximum(expected, one)
-    np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5)
+    expected = np.zeros((2, *w.shape))
+    for image, row in zip(images, images @ w, strict=True):
+        top = row.argmax()
+        for rival in {0, 1, 2} - {int(top)}:
+            slope = np.zeros_like(w)
+            slope[:, top], slope[:, rival] = image, -image
+            falls = slope / (row[top] - row[rival])
+            expected = np.maximum(expected, [-falls, falls])
+    np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-5)
+
+
+def test_only_the_nearest_rivals_count(monkeypatch):
+    """Of three classes, the second is nearest: the third's column has no slope of its own."""
+    monkeypatch.setattr(scores, "RIVALS", 1)
+    w = np.array([[3.0, 2.0, 1.0]], np.float32)
+    network = jfi.network(linear, {"w": w}, np.ones(1, np.float32))
+    (found,) = scores.sensitivity(network, np.ones((1, 1), np.float32), network.sites)
+    assert found.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+def test_a_single_logit_has_no_rival():
+    network = jfi.network(linear, {"w": np.ones((2, 1), np.float32)}, np.ones(2, np.float32))
+    (found,) = scores.sensitivity(network, np.ones((3, 2), np.float32), network.sites)
+    assert (found == 0).all()
 
 
 def mixed(params, x):
@@ -46,11 +63,11 @@ def test_batches_do_not_matter_and_integers_have_no_gradient(monkeypatch):
     monkeypatch.setattr(scores, "MEMORY", 80)
     parts = scores.sensitivity(network, images, network.sites)
     for site, a, b in zip(network.sites, whole, parts, strict=True):
-        assert a.shape == (site.words,)
+        assert a.shape == (2, site.words)
         np.testing.assert_allclose(a, b, rtol=1e-4)
     names = [site.name for site in network.sites]
     assert (whole[names.index("q")] == 1).all()
-    assert (whole[names.index("w")] > 0).all()
+    assert (whole[names.index("w")].max(axis=0) > 0).all()
 
 
 def test_no_images_are_refused():

@@ -106,11 +106,12 @@ def test_strata_by_distance_tell_both_ways_apart():
 
 def test_a_score_is_distance_times_sensitivity_and_arrays_are_taken_as_they_are():
     leaves = leaves_of(np.dtype("f4"))
-    space = space_of(leaves)
-    sensitivity = [np.full(x.size, 8.0) for x in leaves]
-    plain, scored = strata.by_distance(space, leaves), strata.by_score(leaves, sensitivity)
-    finite = np.isfinite(strata.distances(leaves[1], 25))
-    assert (scored(1, 25)[finite] == plain(1, 25)[finite] + 2 * 3).all()
+    growth, fall = 8.0, 0.5
+    sensitivity = [np.stack([np.full(x.size, growth), np.full(x.size, fall)]) for x in leaves]
+    scored = strata.by_score(leaves, sensitivity)
+    way = strata.falls(leaves[1], 25)
+    score = strata.distances(leaves[1], 25) * np.where(way == 1, fall, growth)
+    assert (scored(1, 25) == strata.octaves(score) // 2 * 2 + way).all()
     scores = [np.random.default_rng(0).random((x.size, 32)) for x in leaves]
     expected = strata.octaves(scores[0][:, 7])
     assert (strata.by_array(scores)(0, 7) == expected).all()
