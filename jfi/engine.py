@@ -23,7 +23,7 @@ from jfi.outcomes import Outcomes
 from jfi.prune import Block as PrunerBlock
 from jfi.prune import Line, Pruner
 from jfi.radii import code, distance
-from jfi.sites import Network
+from jfi.sites import Network, check_sites
 from jfi.split import image_bytes, split
 from jfi.taps import Tap
 from jfi.whole import Block, Pairs, SiteProgram
@@ -78,7 +78,7 @@ class Engine:
         self.golden = golden_run(network, self.images)
         self.labels = _check_labels(labels, self.golden.logits.shape)
         self.workload = _check_workload(workload, len(self.images))
-        self.sites = tuple(sites)
+        self.sites = check_sites(network, sites)
         self._memory = memory
         self._leaves = self.hardware.share(network.leaves)
         self._programs: dict[int, SiteProgram] = {}

@@ -150,6 +150,29 @@ def listable(network: Network) -> tuple[Site, ...]:
     return (*network.sites, *transient)
 
 
+def check_sites(network: Network, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites, where all are the network's own.
+
+    Raises:
+      InputError: one that the network does not have, or has of another shape or dtype.
+    """
+    known = {site.name: site for site in listable(network)}
+    sites = tuple(sites)
+    for site in sites:
+        of, when = taps.parse(site.name)
+        tap = network.taps.get(of) if when is not None else None
+        own = known.get(site.name) if tap is None else taps.site(tap, when)
+        if own is None:
+            raise InputError(f"the network has no site {site.name}; it has {', '.join(known)}")
+        if own != site:
+            raise InputError(f"the network's {site.name} is {_form(own)}, not {_form(site)}")
+    return sites
+
+
+def _form(site: Site) -> str:
+    return f"{np.dtype(site.dtype).name}{list(site.shape)}"
+
+
 def _full_precision(apply):
     # GPUs and TPUs otherwise compute float32 products in fewer bits.
     def full(params, x):

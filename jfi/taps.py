@@ -127,8 +127,9 @@ def site(tap: Tap, when: str | None = None) -> Site:
     if when == DRAWN:
         return Site(f"{tap.name}@{DRAWN}", (tap.steps, *shape), tap.dtype)
     if not when.isdecimal() or int(when) >= tap.steps:
+        known = f"0 to {tap.steps - 1}" if tap.steps > 1 else "0"
         raise InputError(
-            f"step {when!r} of {tap.name} is none of its {tap.steps}: give 0 to {tap.steps - 1}, "
+            f"step {when!r} of {tap.name} is none of its {tap.steps}: give {known}, "
             f"or {tap.name}@{DRAWN} for one that is drawn"
         )
     return Site(f"{tap.name}@{int(when)}", shape, tap.dtype)

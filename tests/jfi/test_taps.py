@@ -238,6 +238,24 @@ def test_a_site_that_is_not_there_is_refused(pattern, message):
         sites.select(network, pattern)
 
 
+def test_an_engine_takes_only_the_sites_of_its_network():
+    images = workload()
+    network = jfi.network(apply, parameters(False), images[0])
+    labels = np.zeros(len(images), int)
+    own = [sites.select(network, name)[0] for name in ("a/kernel", "a/spike@3", "a/spike@step")]
+    assert jfi.Engine(network, images, labels, own).sites == tuple(own)
+    for site, message in (
+        (own[0]._replace(name="z/kernel"), "the network has no site z/kernel; it has a/kernel, "),
+        (
+            own[0]._replace(shape=(2, 2)),
+            r"the network's a/kernel is float32\[.*, not float32\[2, 2",
+        ),
+        (own[1]._replace(name="a/spike@9"), "step '9' of a/spike is none of its 9"),
+    ):
+        with pytest.raises(InputError, match=message):
+            jfi.Engine(network, images, labels, (site,))
+
+
 def test_neuron_fault_models_know_their_sites():
     network = jfi.network(apply, parameters(False), workload()[0])
 
