@@ -4,9 +4,10 @@
     python -m experiments.bench_samplers --truth=experiments/truths/lenet_digits.npz --out=runs/b
     python -m experiments.sampler_table --rows=runs/a/samplers.json,runs/b/samplers.json
 
-writes sampler_table.md and sampler_table.png to --out. Three tables: injections until every unit
-has its margin; what the adaptive sampler needs for the margin that another one achieved, which is
-smaller than the margin it asked for; and how often the intervals held the truth.
+writes sampler_table.md and sampler_table.png to --out. Three tables for each confidence: injections
+until every unit has its margin; what the adaptive sampler needs for the margin that another one
+achieved, which is smaller than the margin it asked for; and how often the intervals held the truth.
+`scripts/samplers` makes all that is in experiments/results.
 """
 
 import json
@@ -31,6 +32,7 @@ COMPARED = (
 )
 CASE = ("truth", "method", "level", "asked", "confidence")
 NEEDED = {*CASE, "injections", "widest", "coverage", "repeats", "units"}
+FIGURE, FIGURE_TITLE = "sampler_table.png", "Injections against the margin achieved"
 SLACK = 1.01  # sizes of fixed samples are rounded to nearest
 
 
@@ -39,7 +41,6 @@ def define_flags() -> None:
     flags.DEFINE_list("rows", None, "Files samplers.json of bench_samplers.", required=True)
     flags.DEFINE_string("methods", ";".join(COMPARED), "The methods, their names joined by ';'.")
     flags.DEFINE_list("levels", list(LEVELS), f"The units: {', '.join(LEVELS)}.")
-    flags.DEFINE_float("confidence", 0.99, "Confidence of the tables and the figure.")
     flags.DEFINE_string("out", "runs/samplers", "Folder for sampler_table.md and .png.")
 
 
@@ -150,12 +151,19 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (escaped[0], rule, *escaped[1:]))
 
 
-def text(rows: Sequence[dict], methods: Sequence[str], confidence: float) -> str:
-    """The tables as markdown."""
+def text(rows: Sequence[dict], methods: Sequence[str]) -> str:
+    """The tables of each confidence as markdown, the highest first."""
+    confidences = sorted({row["confidence"] for row in rows}, reverse=True)
+    parts = (_section(where(rows, confidence=c), methods, c) for c in confidences)
+    return "\n\n".join(["# Samplers compared", f"![{FIGURE_TITLE}]({FIGURE})", *parts])
+
+
+def _section(rows: Sequence[dict], methods: Sequence[str], confidence: float) -> str:
     return "\n\n".join(
         [
-            f"Injections until every unit has its margin, {confidence:.0%}. In brackets: half the "
-            "widest interval, where that is more than asked for.",
+            f"## {confidence:.0%}",
+            "Injections until every unit has its margin. In brackets: half the widest interval, "
+            "where that is more than asked for.",
             injections(rows, methods),
             "How many times fewer the adaptive samplers inject for the margin achieved:",
             achieved(rows, methods),
@@ -169,21 +177,20 @@ def main() -> None:
     """Write the tables and the figure."""
     args = flags.FLAGS
     methods = args.methods.split(";")
-    rows = where(read(args.rows), confidence=args.confidence)
+    rows = read(args.rows)
     rows = [row for row in rows if row["method"] in methods and row["level"] in args.levels]
     if not rows:
         raise InputError(
-            f"no row has confidence {args.confidence}, a level of {', '.join(args.levels)} and one "
-            f"of {'; '.join(methods)}"
+            f"no row has a level of {', '.join(args.levels)} and one of {'; '.join(methods)}"
         )
     truths = [truth for (truth,) in _keys(rows, "truth")]
     rows.sort(key=lambda r: (truths.index(r["truth"]), LEVELS.index(r["level"]), -r["asked"]))
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = text(rows, methods, args.confidence)
+    found = text(rows, methods)
     (out / "sampler_table.md").write_text(found + "\n", encoding="utf-8")
     print(found)
-    bench_samplers.draw(rows, out / "sampler_table.png")
+    bench_samplers.draw(rows, out / FIGURE)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,15 @@ def test_the_script_writes_tables_and_a_figure(script, tmp_path):
     assert (tmp_path / "sampler_table.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_each_confidence_has_its_tables_the_highest_first():
+    lower = [{**r, "confidence": 0.95, "injections": r["injections"] / 2} for r in ROWS]
+    both = table.text(lower + ROWS, [FIXED, ADAPTIVE])
+    first, second = both.split("## 95%")
+    assert "## 99%" in first
+    assert table.injections(ROWS, [FIXED, ADAPTIVE]) in first
+    assert table.injections(lower, [FIXED, ADAPTIVE]) in second
+
+
 def test_of_two_rows_of_one_case_the_last_counts(tmp_path):
     for name, part in (("a", ROWS), ("b", [row(ADAPTIVE, 600, 0.01)])):
         (tmp_path / name).write_text(json.dumps(part))
@@ -100,7 +109,6 @@ def test_of_two_rows_of_one_case_the_last_counts(tmp_path):
         ("[1]", (), "rows.json cannot be read"),
         ("[]", (), "rows.json are not those of bench_samplers"),
         ('[{"truth": "t"}]', (), "rows.json are not those of bench_samplers"),
-        (json.dumps(ROWS), ("--confidence=0.9",), "no row has confidence 0.9, a level"),
         (json.dumps(ROWS), ("--levels=bit",), "a level of bit and one of"),
         (json.dumps(ROWS), ("--methods=magic",), "and one of magic"),
     ],
