@@ -86,14 +86,15 @@ def test_tables_say_what_the_verdicts_do(engine, tmp_path, monkeypatch):
     assert integer(own[5]) == totals[0] > 0 and paper[1:3] == ["99.25", "99.09"]
     assert float(own[4]) == pytest.approx(100 * bits[0].mean(), abs=0.006)
     assert float(own[3]) + float(own[4]) == pytest.approx(100, abs=0.011)
-    _, *seeds = table_of(text, "Table III:")
+    _, *seeds, all_lists = table_of(text, "Table III:")
     assert [integer(row[1]) for row in seeds] == totals
+    assert integer(all_lists[1]) == sum(totals)
     _, central, random, _, every, ours = table_of(text, "Table IV:")
     assert [integer(every[1]), integer(every[3])] == [IMAGES, totals[0]]
     assert integer(ours[1]) == math.ceil(0.8 * integer(central[1])) and central[1] == random[1]
     assert integer(central[3]) == integer(seeds[0][2]) <= integer(every[3])
     assert float(every[-1]) > 0  # seconds
-    check_comparison(text, tmp_path, bits[0])
+    check_comparison(text, tmp_path, np.concatenate(bits))
     for name in ("figure1", "figure2", "figure3", "comparison"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     # Again, from the records alone.
@@ -159,4 +160,4 @@ def test_smoke(script, own_folder):
     assert ended.status == 0, ended.err
     _, *rows = table_of(ended.out, "Table III:")
     # Challenging images find at least twice as many, whatever the list of faults.
-    assert len(rows) == 5 and all(integer(row[2]) > 2 * float(row[3]) for row in rows)
+    assert len(rows) == 6 and all(integer(row[2]) > 2 * float(row[3]) for row in rows)
