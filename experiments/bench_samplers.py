@@ -418,7 +418,7 @@ def main() -> None:
         for margin in margins
         for method in chosen
     ]
-    todo = [case for case in cases if rows.get(case, {}).get("repeats") != repeats]
+    todo = [case for case in cases if rows.get(case, {}).get("repeats", 0) < repeats]
     out.mkdir(parents=True, exist_ok=True)
     for case, new in zip(todo, compare(found, todo, repeats, args.jobs), strict=True):
         rows[case] = {**identity(found), **new}
