@@ -24,8 +24,13 @@ from jfi.methods import Interval, Method
 from jfi.sampling import Request, check
 
 
+NEAREST = 512  # images that scores are taken on
+
+
 def _by_score(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
-    sensitivity = scores.sensitivity(engine.network, engine.images, space.sites)
+    # The largest of a move over a margin: it is found where margins are small.
+    near = np.argsort(engine.golden.margin, kind="stable")[:NEAREST]
+    sensitivity = scores.sensitivity(engine.network, engine.images[near], space.sites)
     return strata.by_score(leaves, sensitivity)
 
 
