@@ -23,7 +23,6 @@ from jfi.faults import FaultSpace
 from jfi.methods import Interval, Method
 from jfi.sampling import Request, check
 
-
 NEAREST = 512  # images that scores are taken on
 
 
