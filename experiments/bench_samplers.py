@@ -47,7 +47,7 @@ from jfi.sampling import SAMPLERS, Request, Stratum
 from jfi.strata import Split
 
 SMOKE = {"repeats": 5, "margins": ["0.05"], "confidences": ["0.95"]}
-ROWS = "samplers.json"
+ROWS, HINTS = "samplers.json", "hints.npz"
 FIXED = ("network_wise", "layer_wise", "data_unaware", "data_aware")
 
 
@@ -449,7 +449,30 @@ def _hinted(known: Truth) -> Truth:
     args = flags.FLAGS
     if args.smoke or args.weights is None:
         return known
-    return read(args.truth, hints_of(args.truth, args.weights, args.dataset))
+    return read(args.truth, _kept_hints(Path(args.out) / HINTS))
+
+
+def _kept_hints(path: Path) -> Hints:
+    """`hints_of` what the flags name, kept for the next run: they take minutes."""
+    args = flags.FLAGS
+    of = [args.truth, args.weights, args.dataset]
+    if path.exists():
+        with np.load(path) as file:
+            if file["of"].tolist() == of:
+                sites = range((len(file.files) - 1) // 2)
+                return Hints(*([file[f"{name}_{k}"] for k in sites] for name in Hints._fields))
+    hints = hints_of(*of)
+    arrays = {
+        f"{name}_{k}": array
+        for name, arrays in zip(Hints._fields, hints, strict=True)
+        for k, array in enumerate(arrays)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, of=np.array(of), **arrays)
+    os.replace(part, path)
+    return hints
 
 
 def _chosen(asked: list[str] | None, known: list[str]) -> list[str]:

@@ -212,17 +212,27 @@ def of_lenet(weights, path, factor):
     written(path, [np.zeros((kernel.size, 32))], values=[kernel], sites=[site])
 
 
-def test_a_network_tells_which_faults_need_no_injection(lenet_weights, script, own_folder):
+def test_a_network_tells_which_faults_need_no_injection(
+    lenet_weights, script, own_folder, monkeypatch
+):
     of_lenet(lenet_weights, own_folder / "t.npz", 1)
-    ended = script(
-        bench,
+    flags = (
         *("--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits", "--margins=0.1"),
-        *("--methods=adaptive", "--levels=network", "--repeats=3", "--out=out"),
+        *("--methods=adaptive", "--levels=network", "--out=out"),
     )
+    ended = script(bench, *flags, "--repeats=3")
     assert ended.status == 0, ended.err
     rows = {r["method"]: r for r in json.loads((own_folder / "out/samplers.json").read_text())}
     assert rows["adaptive certified"]["coverage"] == rows["adaptive by score"]["coverage"] == 1
     assert rows["adaptive certified"]["widest"] < rows["adaptive by |dw|"]["widest"]
+
+    # Again, with more campaigns, from the hints that were kept.
+    def anew(*of):
+        raise bench.InputError("made anew")
+
+    monkeypatch.setattr(bench, "hints_of", anew)
+    assert script(bench, *flags, "--repeats=4").status == 0
+    assert "made anew" in script(bench, *flags, "--truth=./t.npz").err
 
 
 def test_other_weights_than_those_of_the_truth_are_refused(lenet_weights, script, own_folder):
