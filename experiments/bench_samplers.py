@@ -330,6 +330,8 @@ def compare(found: Truth, cases: list[Case], repeats: int, jobs: int) -> Iterato
     if jobs == 1:
         yield from (row(found, case, repeats) for case in cases)
         return
+    # Every process has a core: threads of its linear algebra would only be in the way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Not forked: JAX has threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _hold, (found,)) as pool:
