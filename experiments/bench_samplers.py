@@ -361,7 +361,7 @@ def table(found: Truth, rows: list[dict]) -> str:
     ]
     for r in rows:
         lines.append(
-            f"| {r['method']} | {r['level']} | {r['asked']:.2%} | {r['confidence']:.0%} "
+            f"| {r['method']} | {r['level']} | {100 * r['asked']:.3g}% | {r['confidence']:.0%} "
             f"| {r['injections']:,.0f} | {r['margin']:.3%} | {r['widest']:.3%} "
             f"| {r['coverage']:.1%} | {r['coverage_low']:.1%} | {r['repeats']} |"
         )
@@ -427,7 +427,7 @@ def main() -> None:
         # Now, not at the end: hours of rows outlive a kill.
         write(out, found, list(rows.values()))
         print(
-            f"{case.method}, {case.level}, e = {case.margin:.2%}, {case.confidence:.0%}: "
+            f"{case.method}, {case.level}, e = {100 * case.margin:.3g}%, {case.confidence:.0%}: "
             f"{new['injections']:,.0f} injections, coverage {new['coverage']:.1%}",
             flush=True,
         )

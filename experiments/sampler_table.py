@@ -78,7 +78,7 @@ def injections(rows: Sequence[dict], methods: Sequence[str]) -> str:
     for truth, level, asked in _keys(rows, "truth", "level", "asked"):
         own = where(rows, truth=truth, level=level, asked=asked)
         cells = (_met(where(own, method=method), asked) for method in methods)
-        lines.append([truth, level, f"{asked:.2%}", *cells])
+        lines.append([truth, level, f"{100 * asked:.3g}%", *cells])
     return _markdown(header, lines)
 
 
@@ -111,7 +111,7 @@ def achieved(rows: Sequence[dict], methods: Sequence[str]) -> str:
         times = [row["injections"] / n for n in needed]
         if not all(np.isnan(times)):
             cells = ("-" if np.isnan(x) else f"{x:.1f}" for x in times)
-            about = [truth, level, method, f"{asked:.2%}", f"{row['widest']:.3%}"]
+            about = [truth, level, method, f"{100 * asked:.3g}%", f"{row['widest']:.3%}"]
             lines.append([*about, f"{row['injections']:,.0f}", *cells])
     header = ["truth", "units", "method", "e", "achieved", "injections"]
     return _markdown([*header, *(f"times {name}" for name in adaptive)], lines)

@@ -42,9 +42,9 @@ def cells(text, number):
 def test_injections_are_listed_with_the_margin_where_it_is_missed():
     text = table.injections(ROWS, [FIXED, ADAPTIVE])
     assert cells(text, 0)[3:] == [FIXED, "adaptive by \\|dw\\|"]
-    assert cells(text, 2) == ["t", "network", "1.00%", "16,000", "500"]
+    assert cells(text, 2) == ["t", "network", "1%", "16,000", "500"]
     assert cells(text, 4) == ["t", "network", "0.10%", "-", "2,000"]
-    assert cells(text, 5) == ["t", "layer", "1.00%", "16,000 (± 6.00%)", "-"]
+    assert cells(text, 5) == ["t", "layer", "1%", "16,000 (± 6.00%)", "-"]
 
 
 def test_injections_for_a_margin_lie_on_the_line_between_two_rows():
@@ -60,7 +60,7 @@ def test_injections_for_a_margin_lie_on_the_line_between_two_rows():
 def test_samplers_are_compared_at_the_margin_achieved():
     text = table.achieved(ROWS, [FIXED, ADAPTIVE])
     times = 16000 / table.at_margin(table.where(ROWS, method=ADAPTIVE), 0.002)
-    assert cells(text, 2) == ["t", "network", FIXED, "1.00%", "0.200%", "16,000", f"{times:.1f}"]
+    assert cells(text, 2) == ["t", "network", FIXED, "1%", "0.200%", "16,000", f"{times:.1f}"]
     assert len(text.splitlines()) == 3  # no adaptive row reaches the others
 
 
