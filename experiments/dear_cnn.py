@@ -145,9 +145,9 @@ class Subject(NamedTuple):
 
     @property
     def pooled(self) -> Verdicts:
-        """The verdicts of all campaigns, critical or not."""
+        """The verdicts of the critical faults of all campaigns: others are found by no image."""
         critical = np.concatenate([own.verdicts.critical for own in self.campaigns])
-        return Verdicts(critical, None, self.images)
+        return Verdicts(critical[critical.any(axis=1)], None, self.images)
 
 
 def judged(

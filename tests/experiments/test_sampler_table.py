@@ -43,7 +43,7 @@ def test_injections_are_listed_with_the_margin_where_it_is_missed():
     text = table.injections(ROWS, [FIXED, ADAPTIVE])
     assert cells(text, 0)[3:] == [FIXED, "adaptive by \\|dw\\|"]
     assert cells(text, 2) == ["t", "network", "1%", "16,000", "500"]
-    assert cells(text, 4) == ["t", "network", "0.10%", "-", "2,000"]
+    assert cells(text, 4) == ["t", "network", "0.1%", "-", "2,000"]
     assert cells(text, 5) == ["t", "layer", "1%", "16,000 (± 6.00%)", "-"]
 
 
