@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jfi import certify, outcomes
 from jfi.chunks import chunk_size, chunks, dealt, filled_up
@@ -34,6 +35,7 @@ _START = (SPREAD, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED)
 _WHOLE = (SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED, SHARED)
 _ADVANCE = (SPREAD, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED)
 _FINISH = (SHARED, SPREAD, SPREAD, SPREAD, SHARED, SHARED)
+_MAPS = PartitionSpec(None, *SPREAD)
 
 
 class Cut(NamedTuple):
@@ -90,7 +92,8 @@ class Pruner:
         shelf = Shelf(kept)
         self.starts = {site: SiteStart(self, leaf, shelf) for site, leaf in sites.items()}
         parts = {site: start.parts for site, start in self.starts.items()}
-        self._golden = hardware.jit_golden(partial(_golden, program, self.cuts, parts))
+        of_images = SPREAD, dict.fromkeys(parts, (SHARED, SPREAD))
+        self._golden = hardware.jit_golden(partial(_golden, program, self.cuts, parts), of_images)
 
     def image_bytes(self) -> int:
         """Bytes that `load` keeps for one image."""
@@ -244,7 +247,7 @@ def _useful(
     """
     found: list[tuple[Any, Callable]] = []
     for cut in reversed(certify.cuts(program)):
-        maps = hardware.jit_golden(partial(_maps, program, cut))
+        maps = hardware.jit_golden(partial(_maps, program, cut), _MAPS)
         if not certify.is_useful(maps(leaves, images)):
             break
         found.insert(0, (cut, maps))

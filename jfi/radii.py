@@ -16,7 +16,7 @@ import numpy as np
 
 from jfi import bits, certify
 from jfi.chunks import chunks, filled_up
-from jfi.hardware import Hardware
+from jfi.hardware import SPREAD, Hardware
 from jfi.program import Program, flops, run, section
 
 GROUP = 8  # images that radii are made of at a time, at least
@@ -72,7 +72,7 @@ class Radii:
         if self._product is not None:
             rest = section(program, self._product.outvars[0])
             self._flops = 2 * len(certify.SCALES) * flops(rest.eqns)
-            self._make = hardware.jit_golden(partial(_radii, program, self._product, leaf))
+            self._make = hardware.jit_golden(partial(_radii, program, self._product, leaf), SPREAD)
 
     def where_worth(self, key: Hashable, images: np.ndarray, faults: int) -> np.ndarray | None:
         """Codes [words, b] for images [b, ...]; None while they would cost more than they save.

@@ -45,7 +45,7 @@ class SiteProgram:
     def __init__(self, parts: Split, hardware: Hardware, reduced: Callable | None):
         self.parts, self._hardware = parts, hardware
         self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes)
-        self._prefix = hardware.jit_golden(partial(prefix, parts))
+        self._prefix = hardware.jit_golden(partial(prefix, parts), (SHARED, SPREAD))
         # In full, and in reduced precision.
         self._suffix = [
             hardware.jit(partial(_run_chunk, parts, evaluate), *_RUN_CHUNK)
