@@ -34,12 +34,16 @@ space = jfi.FaultSpace(sites, (0, 1))
 faults = space.decode(np.sort(rng.choice(space.size, 3000, replace=False)))
 devices = jax.local_devices()
 assert len(devices) == 4
-found = {}
+found, radii = {}, {}
 for count in (1, 3, 4):
     engine = jfi.Engine(network, images, labels, sites, hardware=hardware(devices[:count]))
+    engine.make_radii()
+    radii[count] = [engine._pruner.starts[k].radii.codes(images).astype(int) for k in range(4)]
     found[count] = {m: engine.run(faults, m, keep_bits=True) for m in jfi.engine.MEASURES}
     assert engine.hardware.count == count
 for count in (3, 4):
+    for one, many in zip(radii[1], radii[count], strict=True):
+        assert abs(one - many).max() <= 1, (count, abs(one - many).max(axis=0))
     for measure in found[1]:
         for one, many in zip(found[1][measure], found[count][measure], strict=True):
             assert np.array_equal(one, many), (count, measure, one, many)
