@@ -7,7 +7,7 @@
 writes sampler_table.md and sampler_table.png to --out. Three tables for each confidence: injections
 until every unit has its margin; what the adaptive sampler needs for the margin that another one
 achieved, which is smaller than the margin it asked for; and how often the intervals held the truth.
-`scripts/samplers` makes all that is in experiments/results.
+`scripts/samplers` makes experiments/results/sampler_table.md and .png.
 """
 
 import json
