@@ -38,7 +38,7 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import adaptive, bits, estimates, methods, scores, sfi, strata
+from jfi import adaptive, bits, estimates, methods, records, scores, sfi, strata
 from jfi.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
@@ -165,14 +165,19 @@ def made_up(seed: int = 0, words: tuple[int, ...] = (60, 400, 900)) -> Truth:
     return truth("made-up", known, FAULT_MODELS["stuck_at"])
 
 
+def _meta(path: str | Path) -> dict:
+    with np.load(path) as file:
+        return json.loads(str(file["meta"]))
+
+
 def hints_of(path: str | Path, weights: str, dataset: str) -> Hints:
     """The hints of a truth's words, from the weights and images that it is of.
 
     Raises:
-        InputError: other weights.
+        InputError: other weights, or other images.
     """
+    meta = _meta(path)
     with np.load(path) as file:
-        meta = json.loads(str(file["meta"]))
         words = [file[f"words_{number}"] for number in range(len(meta["sites"]))]
     images = data.load(dataset, flags.FLAGS.data_dir, train=False)
     net = nets.build(meta["net"], images.x_test.shape[1:])
@@ -184,6 +189,8 @@ def hints_of(path: str | Path, weights: str, dataset: str) -> Hints:
             raise InputError(f"truth {path} is of other values of {site.name} than {weights}")
     x, y = target.workload(net, images, meta["images"])
     engine = Engine(network, x, y, sites)
+    if records.hash_arrays([("images", engine.images)]) != meta["images_hash"]:
+        raise InputError(f"truth {path} is of other images than the first {len(x)} of {dataset}")
     certified = [
         np.stack([engine.certified(number, bit) for bit in range(site.width)], axis=1)
         for number, site in enumerate(sites)
@@ -457,13 +464,14 @@ def _hinted(known: Truth) -> Truth:
 def _kept_hints(path: Path) -> Hints:
     """`hints_of` what the flags name, kept for the next run: they take minutes."""
     args = flags.FLAGS
-    of = [args.truth, args.weights, args.dataset]
+    meta = _meta(args.truth)
+    of = [meta["weights_hash"], meta["images_hash"]]
     if path.exists():
         with np.load(path) as file:
             if file["of"].tolist() == of:
                 sites = range((len(file.files) - 1) // 2)
                 return Hints(*([file[f"{name}_{k}"] for k in sites] for name in Hints._fields))
-    hints = hints_of(*of)
+    hints = hints_of(args.truth, args.weights, args.dataset)
     arrays = {
         f"{name}_{k}": array
         for name, arrays in zip(Hints._fields, hints, strict=True)

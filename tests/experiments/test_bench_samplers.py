@@ -9,7 +9,8 @@ from scipy import stats
 
 import nets
 from experiments import bench_samplers as bench
-from jfi import bits, methods, sfi
+from experiments import data
+from jfi import bits, methods, records, sfi
 from jfi.bits import FLIP
 from jfi.sampling import Request
 
@@ -204,12 +205,18 @@ def test_rows_of_another_truth_are_not_joined(script, own_folder):
         assert path.read_text() == held
 
 
-def of_lenet(weights, path, factor):
+def of_lenet(weights, path, factor, **meta):
     """A truth of the first kernel of a LeNet, times a factor, no flip of it critical."""
     variables = nets.load(nets.build("lenet", (8, 8, 1)), weights)
     kernel = factor * np.asarray(variables["params"]["conv1"]["kernel"])
     site = {"name": "conv1/kernel", "shape": list(kernel.shape), "dtype": "float32"}
-    written(path, [np.zeros((kernel.size, 32))], values=[kernel], sites=[site])
+    images = nets.normalise(nets.build("lenet", (8, 8, 1)), data.load("digits").x_test[:8])
+    hashes = {
+        "weights_hash": records.hash_arrays([("conv1/kernel", kernel)]),
+        "images_hash": records.hash_arrays([("images", images)]),
+    }
+    zeros = [np.zeros((kernel.size, 32))]
+    written(path, zeros, values=[kernel], sites=[site], **hashes | meta)
 
 
 def test_a_network_tells_which_faults_need_no_injection(
@@ -232,7 +239,8 @@ def test_a_network_tells_which_faults_need_no_injection(
 
     monkeypatch.setattr(bench, "hints_of", anew)
     assert script(bench, *flags, "--repeats=4").status == 0
-    assert "made anew" in script(bench, *flags, "--truth=./t.npz").err
+    of_lenet(lenet_weights, own_folder / "t.npz", 1, images_hash="that of others")
+    assert "made anew" in script(bench, *flags).err
 
 
 def test_other_weights_than_those_of_the_truth_are_refused(lenet_weights, script, own_folder):
@@ -240,6 +248,13 @@ def test_other_weights_than_those_of_the_truth_are_refused(lenet_weights, script
     ended = script(bench, "--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits")
     assert ended.status == 2
     assert "t.npz is of other values of conv1/kernel than" in ended.err
+
+
+def test_other_images_than_those_of_the_truth_are_refused(lenet_weights, script, own_folder):
+    of_lenet(lenet_weights, own_folder / "t.npz", 1, images=9)
+    ended = script(bench, "--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits")
+    assert ended.status == 2
+    assert "t.npz is of other images than the first 9 of digits" in ended.err
 
 
 @pytest.mark.parametrize(
