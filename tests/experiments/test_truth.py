@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 import jfi
-from experiments import truth
+import nets
+from experiments import data, target, truth
 from experiments.truth import Truth
 from jfi import bits, campaign, outcomes, records, sites
 from jfi.engine import Engine
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS, FaultSpace, Site
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 
+EXPERIMENTS = Path(truth.__file__).parent
+SHARED = EXPERIMENTS.parents[1] / "shared"
+RESNET20 = SHARED / "weights" / "resnet_cifar10" / "resnet20-12fca82f.th"
+CIFAR10 = SHARED / "data" / "cifar10" / "cifar10_exact_subset.npz"
 IMAGES = 7
 CONFIG = {"net": "tiny", "dataset": "noise", "seed": 0}
 
@@ -291,3 +296,45 @@ def test_the_command(script, tmp_path, lenet_weights):
     again = script(truth, *arguments)
     assert again.status == 2 and "is there already" in again.err
     assert "share 2.0 is not between" in script(truth, *arguments, "--share=2").err
+
+
+def beside(*files: Path):
+    """Marks of a test that takes minutes and files beside the checkout."""
+    absent = not all(file.exists() for file in files)
+    return pytest.mark.slow, pytest.mark.data, pytest.mark.skipif(absent, reason=f"no {files}")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "dataset", "flips"),
+    [
+        ("lenet_digits", None, "digits", 8_000),
+        pytest.param(
+            "lenet_mnist", None, SHARED / "data" / "mnist", 200_000,
+            marks=beside(SHARED / "data" / "mnist"),
+        ),
+        pytest.param("resnet20", RESNET20, CIFAR10, 40_000, marks=beside(RESNET20, CIFAR10)),
+        pytest.param("resnet20_part", RESNET20, CIFAR10, 10_000, marks=beside(RESNET20, CIFAR10)),
+    ],
+)  # fmt: skip
+def test_committed_truths_hold_what_runs_without_proofs_tell(
+    name, weights, dataset, flips, tmp_path
+):
+    """They are made by `critical`, whose proofs decide most pairs; `full` runs every pair."""
+    found = truth.load(EXPERIMENTS / "truths" / f"{name}.npz")
+    source = ("mnist", tmp_path, dataset) if name == "lenet_mnist" else (dataset,)
+    images = data.load(*source, train=False)
+    net = nets.build(found.meta["net"], images.x_test.shape[1:])
+    network = target.load_network(net, weights or EXPERIMENTS / "weights" / f"{name}.safetensors")
+    x, y = target.workload(net, images, found.meta["images"])
+    engine = Engine(network, x, y, found.sites)
+    # Of sign and exponent, where nearly all critical flips are.
+    known = [np.argwhere(images >= 0) for images in found.critical]
+    at = np.concatenate([np.insert(own, 0, k, axis=1) for k, own in enumerate(known)])
+    at = at[at[:, 2] >= 23]
+    chosen = np.sort(np.random.default_rng(0).choice(len(at), flips, replace=False))
+    site, index, bit = at[chosen].T
+    flip = np.full(flips, bits.FLIP, np.int8)
+    faults = Faults(site.astype(np.int32), index, bit.astype(np.int16), flip)
+    told = np.array([found.critical[s][i, b] for s, i, b in at[chosen]])
+    assert told.astype(bool).sum() > flips / 20
+    np.testing.assert_array_equal(engine.run(faults, "full").critical, told)
