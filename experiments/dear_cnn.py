@@ -12,13 +12,13 @@ runs/dear_cnn: 45 s on one core. In full:
 
     python -m experiments.dear_cnn --net=lenet --dataset=mnist.npz
     python -m experiments.dear_cnn --net=resnet20 --weights=resnet20-12fca82f.th \\
-        --dataset=cifar10_exact.npz --seeds=1
+        --dataset=cifar10_exact.npz
 
 On 10,000 images of MNIST, EL2N in central mode takes 0.74% of them (0.84% in the paper) and finds
 1,149 of 1,163 critical faults, 5 random selections as large 274 on average; it needs labels. Our
 selection `expected`, without labels, finds as many with fewer images (the table in the README). On
-one core that other work shared the first list took 19 minutes (MNIST) and 74 (ResNet-20), all else
-a few.
+one core that other work shared the first list took 19 minutes (MNIST) and 74 (ResNet-20), each of
+ResNet-20's others 20, all else a few.
 
 Faults are bit flips: the paper calls them stuck-at, but "an injected fault involves flipping a
 random bit". --fault_model=stuck_at injects the other kind. The campaign of each seed is run once,
