@@ -252,7 +252,8 @@ def test_other_weights_than_those_of_the_truth_are_refused(lenet_weights, script
 
 def test_other_images_than_those_of_the_truth_are_refused(lenet_weights, script, own_folder):
     of_lenet(lenet_weights, own_folder / "t.npz", 1, images=9)
-    ended = script(bench, "--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits")
+    flags = ("--truth=t.npz", f"--weights={lenet_weights}", "--dataset=digits", "--repeats=1")
+    ended = script(bench, *flags, "--margins=0.1", "--levels=network", "--methods=adaptive")
     assert ended.status == 2
     assert "t.npz is of other images than the first 9 of digits" in ended.err
 
