@@ -80,6 +80,14 @@ def from_bits(words, dtype):
     return np.asarray(words).view(dtype)
 
 
+def differs(a, b):
+    """bool: where two arrays of one dtype differ in their bits; -0.0 is not 0.0, a NaN is itself.
+
+    Words that can't be broken (bool, complex) are compared as numbers.
+    """
+    return to_bits(a) != to_bits(b) if has_words(a.dtype) else a != b
+
+
 def masks(dtype, bit, polarity):
     """What a fault does to a word: `(keep, change)` with faulty = (word & keep) ^ change.
 

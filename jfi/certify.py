@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jfi.convolution import EXACT
 from jfi.program import Program, bind, dependents, flops, section
 
 SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
@@ -37,7 +38,7 @@ WORTHWHILE = 0.02  # a cut is of use if at least this share of the operations co
 
 
 class Unbounded(Exception):
-    """A primitive without a bound: nothing before it can be certified."""
+    """An equation without a bound: nothing before it can be certified."""
 
 
 def _is_variable(atom) -> bool:
@@ -83,8 +84,6 @@ def _bilinear(eqn, golden, bounds):
 
 
 def _div(eqn, golden, bounds):
-    if bounds[1] is not None:
-        raise Unbounded(eqn.primitive.name)
     return bounds[0] / jnp.abs(golden[1])
 
 
@@ -101,15 +100,16 @@ def _max(eqn, golden, bounds):
 
 
 def _clamp(eqn, golden, bounds):
-    if bounds[0] is not None or bounds[2] is not None:
-        raise Unbounded(eqn.primitive.name)
     low, x, high = golden
     r = _frozen(bounds[1])
     return jnp.where((x + r < low) | (x - r > high), 0.0, bounds[1])
 
 
 def _slope(steepest: Callable[[Any], Any]):
-    """A monotone function whose slope falls with |x|: at most its slope nearest to zero."""
+    """A monotone function whose slope falls with |x|: at most its slope nearest to zero.
+
+    `steepest` is of |x|, and must not vanish in floats before the function is flat.
+    """
 
     def rule(eqn, golden, bounds):
         nearest = jnp.maximum(jnp.abs(golden[0]) - _frozen(bounds[0]), 0.0)
@@ -118,9 +118,13 @@ def _slope(steepest: Callable[[Any], Any]):
     return rule
 
 
+def _logistic_slope(x):
+    """s(x) (1 - s(x)) of x >= 0, taken at -x: 1 - s(x) is 0 in float32 beyond 17.4."""
+    low = jax.nn.sigmoid(-x)
+    return low * (1 - low)
+
+
 def _select(eqn, golden, bounds):
-    if bounds[0] is not None:
-        raise Unbounded(eqn.primitive.name)
     pairs = zip(golden[1:], bounds[1:], strict=True)
     cases = [jnp.zeros_like(g) if d is None else d for g, d in pairs]
     return bind(eqn, [golden[0], *cases])[0]
@@ -129,8 +133,6 @@ def _select(eqn, golden, bounds):
 def _window_max(eqn, golden, bounds):
     """Per window, the sum over the elements that can be its maximum."""
     p, x, d = eqn.params, golden[0], bounds[0]
-    if any(n != 1 for n in (*p["base_dilation"], *p["window_dilation"])):
-        raise Unbounded(eqn.primitive.name)
     config = [(low, high, 0) for low, high in p["padding"]]
     r = lax.stop_gradient(d)
     floor = lax.pad(x - r, jnp.array(-jnp.inf, x.dtype), config)
@@ -174,8 +176,8 @@ RULES: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], Any]] = {
     "div": _div,
     "clamp": _clamp,
     "select_n": _select,
-    "tanh": _slope(lambda x: 1 - jnp.tanh(x) ** 2),
-    "logistic": _slope(lambda x: jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))),
+    "tanh": _slope(lambda x: 4 * _logistic_slope(2 * x)),
+    "logistic": _slope(_logistic_slope),
     **dict.fromkeys(("erf", "erfc"), _slope(lambda x: 2 / math.sqrt(math.pi) * jnp.exp(-(x**2)))),
     "reduce_max": _reduce_max,
     "reduce_window_max": _window_max,
@@ -201,12 +203,11 @@ def propagate(program: Program, golden: dict, bound) -> Any:
     """
     bounds = {program.x: bound}
     for eqn, moved in _reached(program):
-        rule = RULES.get(eqn.primitive.name)
-        if rule is None:
+        if not _holds(eqn, moved):
             raise Unbounded(eqn.primitive.name)
         own = [bounds[a] if m else None for a, m in zip(eqn.invars, moved, strict=True)]
         values = [golden[a] if _is_variable(a) else a.val for a in eqn.invars]
-        bounds[eqn.outvars[0]] = rule(eqn, values, own)
+        bounds[eqn.outvars[0]] = RULES[eqn.primitive.name](eqn, values, own)
     return bounds[program.out]
 
 
@@ -249,8 +250,33 @@ def _products(program: Program) -> bool:
 
 
 def bounded(program: Program) -> bool:
-    """Whether every primitive that meets what follows from the input has a rule."""
-    return all(eqn.primitive.name in RULES for eqn, _ in _reached(program))
+    """Whether every equation that meets what follows from the input has a rule that holds there.
+
+    Rules are of float32 and float64: sums in fewer bits are rounded by more than any allowance
+    here, and a conversion to integers is a step. What an equation compares, selects or divides by
+    must be golden.
+    """
+    return all(_holds(eqn, moved) for eqn, moved in _reached(program))
+
+
+def _holds(eqn, moved: Sequence[bool]) -> bool:
+    """Whether there is a rule for an equation some of whose operands have moved."""
+    name, p = eqn.primitive.name, eqn.params
+    own = [atom for atom, m in zip(eqn.invars, moved, strict=True) if m]
+    if name not in RULES or not all(_is_exact(atom) for atom in (*own, *eqn.outvars)):
+        return False
+    if name in BILINEAR:  # the other factor is rounded too
+        return all(_is_exact(atom) for atom in eqn.invars)
+    if name == "reduce_window_max":
+        return all(n == 1 for n in (*p["base_dilation"], *p["window_dilation"]))
+    return not any(moved[k] for k in _GOLDEN.get(name, ()))
+
+
+_GOLDEN = {"div": (1,), "clamp": (0, 2), "select_n": (0,)}  # operands that must not move
+
+
+def _is_exact(atom) -> bool:
+    return atom.aval.dtype in EXACT
 
 
 def _reached(program: Program) -> Iterator[tuple[Any, list[bool]]]:
@@ -327,12 +353,14 @@ def is_useful(maps) -> bool:
 
 
 def product(program: Program, leaf: int):
-    """The one product that uses a leaf, as it is; None where it is used otherwise."""
+    """The one product that uses a leaf, as it is and once; None where it is used otherwise."""
     source = program.leaves[leaf]
-    uses = [eqn for eqn in program.eqns if source in eqn.invars]
+    uses = [eqn for eqn in program.eqns for atom in eqn.invars if atom is source]
     if len(uses) != 1 or uses[0].primitive.name not in PRODUCTS:
         return None
-    return uses[0] if bounded(section(program, uses[0].outvars[0])) else None
+    (own,) = uses
+    exact = all(_is_exact(atom) for atom in (*own.invars, *own.outvars))
+    return own if exact and bounded(section(program, own.outvars[0])) else None
 
 
 def radii(program: Program, env: dict, product, leaf) -> Any:

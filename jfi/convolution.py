@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+EXACT = (jnp.float32, jnp.float64)  # rounding in fewer bits is more than an allowance bears
+
 
 class Conv(NamedTuple):
     """The numbers of a convolution, by role."""
@@ -96,4 +98,7 @@ def depthwise(eqn, x, kernel):
         return None
     if conv.groups == 1 or jax.default_backend() != "cpu":
         return None
-    return taps(conv, eqn.outvars[0].aval.shape, x, kernel)
+    (out,) = eqn.outvars
+    if not x.dtype == kernel.dtype == out.aval.dtype or out.aval.dtype not in EXACT:
+        return None  # a sum by taps would be of another type, or rounded at every tap
+    return taps(conv, out.aval.shape, x, kernel)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jfi import bits
+
 CLASSES = ("masked", "sdc_0_5", "sdc_5_10", "sdc_10_20", "sdc_20", "sdc_1", "non_finite")
 MASKED, SDC_20, SDC_1, NON_FINITE = (
     CLASSES.index(name) for name in ("masked", "sdc_20", "sdc_1", "non_finite")
@@ -73,7 +75,7 @@ def classify(golden_logits: jax.Array, faulty_logits: jax.Array, label: jax.Arra
     ``golden_logits`` and ``faulty_logits`` are ``[..., C]``, ``label`` is int ``[...]``; leading
     axes broadcast. Low three bits: the index in ``CLASSES``, the first that holds of
 
-    * masked: every logit equals golden, as numbers (``-0 == 0``);
+    * masked: every logit has the bits of golden (``-0`` is not ``0``, a NaN is the same NaN);
     * non_finite: an infinity or NaN in the faulty logits;
     * sdc_1: the top-1 differs from the golden top-1;
     * sdc_a_b: the softmax confidence of the golden top-1 moved by a to b percent of itself.
@@ -86,7 +88,7 @@ def classify(golden_logits: jax.Array, faulty_logits: jax.Array, label: jax.Arra
     golden_top = jnp.argmax(golden_logits, axis=-1)
     faulty_top = jnp.argmax(faulty_logits, axis=-1)
     changed = golden_top != faulty_top
-    masked = jnp.all(golden_logits == faulty_logits, axis=-1)
+    masked = ~jnp.any(bits.differs(golden_logits, faulty_logits), axis=-1)
     finite = jnp.all(jnp.isfinite(faulty_logits), axis=-1)
     moved = sdc_bin(confidence(golden_logits, golden_top), confidence(faulty_logits, golden_top))
     code = jnp.where(changed, jnp.uint8(SDC_1), moved)

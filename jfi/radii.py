@@ -69,10 +69,23 @@ class Radii:
         self._group = hardware.round_up(GROUP)
         self._pair_flops, self._owed = pair_flops, defaultdict(float)
         self._share: float | None = None
+        if self._product is not None and not self._can_be_made(program):
+            self._product = None
         if self._product is not None:
             rest = section(program, self._product.outvars[0])
             self._flops = 2 * len(certify.SCALES) * flops(rest.eqns)
             self._make = hardware.jit_golden(partial(_radii, program, self._product, leaf), SPREAD)
+
+    def _can_be_made(self, program: Program) -> bool:
+        """Whether JAX can map the gradients; of grouped, strided convolutions it can't."""
+        images = jax.ShapeDtypeStruct((1, *program.x.aval.shape[1:]), program.x.aval.dtype)
+        try:
+            jax.eval_shape(
+                partial(_radii, program, self._product, self._leaf), self._leaves, images
+            )
+        except NotImplementedError:
+            return False
+        return True
 
     def where_worth(self, key: Hashable, images: np.ndarray, faults: int) -> np.ndarray | None:
         """Codes [words, b] for images [b, ...]; None while they would cost more than they save.
