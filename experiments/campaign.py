@@ -22,7 +22,7 @@ import nets
 from experiments import cli, data, target
 from jfi import campaign, engine, golden, records, report, rounds, sites
 from jfi.engine import Engine
-from jfi.errors import InputError
+from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
 from jfi.faults import read_fault_list
 from jfi.rounds import METHODS
@@ -132,17 +132,25 @@ def main() -> int | None:
     with LiveProgress() as progress:
         options = {"measure": args.measure, "verify_pairs": args.verify, "progress": progress}
         if sampler in METHODS:
-            summary = rounds.run(
-                sampler, plan.space, runner, workdir, config(), request=plan.request,
+            summary = despite_wrong(
+                rounds.run, sampler, plan.space, runner, workdir, config(), request=plan.request,
                 levels=tuple(args.levels), seed=plan.seed, **options,
             )  # fmt: skip
         else:
-            summary = campaign.run(
-                plan, runner, workdir, config(), keep_bits=args.keep_bits, **options
+            summary = despite_wrong(
+                campaign.run, plan, runner, workdir, config(), keep_bits=args.keep_bits, **options
             )
     measured = {**earlier, **_measured(summary, network, images, accuracy)}
     records.write_summary(workdir, {**summary, "measured": measured})
     return _conclude(workdir, summary, measured, truth)
+
+
+def despite_wrong(run, *args, **options) -> dict:
+    """The summary of a campaign, to be reported though its verification failed."""
+    try:
+        return run(*args, **options)
+    except VerificationError as error:
+        return dict(error.summary)
 
 
 def _plan(network) -> campaign.Plan:

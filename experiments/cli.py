@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from experiments.machine import cores
 from jfi import tuning
-from jfi.errors import InputError
+from jfi.errors import InputError, VerificationError
 from jfi.hardware import Hardware, hardware
 from nets import NetError
 
@@ -44,7 +44,7 @@ def _guard(main: Callable[[], int | None]) -> int | None:
         return main()
     except (InputError, NetError) as error:
         return fail(error, BAD_INPUT)
-    except OSError as error:
+    except (OSError, VerificationError) as error:
         return fail(error)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)

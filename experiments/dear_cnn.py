@@ -156,7 +156,7 @@ def judged(
     """The campaign of a plan, run with its verdicts kept, or read where it was run before.
 
     Raises:
-      Disagreement: a pair that was run again naively came out otherwise.
+      VerificationError: a pair that was run again naively came out otherwise.
     """
     flagged = {**config, "seed": plan.seed, "measure": measure}
     path = records.open_workdir(folder, campaign.manifest(plan, engine, flagged))
@@ -165,8 +165,7 @@ def judged(
         with campaign_script.LiveProgress() as progress:
             options = {"measure": measure, "keep_bits": True, "verify_pairs": verify_pairs}
             summary = campaign.run(plan, engine, path, flagged, progress=progress, **options)
-    if summary["verify"]["disagreements"]:
-        raise date23.truths.Disagreement(f"verification failed: {summary['verify']['worst']}")
+    campaign.check_verified(summary)
     verdicts = detection.read_verdicts(path)
     inferences = plan.injections * verdicts.images
     # Of a campaign that was stopped, the last run stands for all of it.
@@ -569,10 +568,7 @@ def main() -> int | None:
         weights = date23.smoke_weights(net, dataset, out)
     else:
         weights = target.weights_path(net, dataset.name)
-    try:
-        subject = subject_of(net, dataset, weights, out)
-    except date23.truths.Disagreement as error:
-        return cli.fail(error)
+    subject = subject_of(net, dataset, weights, out)
     if not subject.campaigns[0].total:
         raise InputError(
             f"no fault of seed 0 is critical for any of {subject.images:,} images; there is "

@@ -186,8 +186,8 @@ def main() -> int | None:
     name, out = f"{net.name}_{dataset.name}_{args.fault_model}", Path(args.out)
     config = {flag: getattr(args, flag) for flag in CONFIG}
     with campaign_script.LiveProgress() as progress:
-        summary = jfi.run(
-            plan, engine, out / name, config, verify_pairs=args.verify, progress=progress
+        summary = campaign_script.despite_wrong(
+            jfi.run, plan, engine, out / name, config, verify_pairs=args.verify, progress=progress
         )
     found = rows(
         out / name, [s.name for s in plan.space.sites], plan.space.site_sizes, len(samples)

@@ -6,7 +6,7 @@ The data's way: `network` (a user's network, unedited) and its sites, `plan` (wh
 
 from jfi.campaign import plan, plan_listed, run
 from jfi.engine import Engine
-from jfi.errors import InputError
+from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
 from jfi.faults import Faults, FaultSpace, Site
 from jfi.sampling import Request
@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "Request",
     "Site",
+    "VerificationError",
     "network",
     "plan",
     "plan_listed",

@@ -16,7 +16,7 @@ import numpy as np
 
 from jfi import estimates, outcomes, records, sites, taps
 from jfi.engine import Engine, check_measure, take
-from jfi.errors import InputError
+from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
 from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check, strata_cells
@@ -180,6 +180,7 @@ def run(
     Raises:
       InputError: the work directory can't be used, or holds another campaign; a measure that is
         unknown or can't be screened.
+      VerificationError: a naive run contradicts a verdict; everything is on record by then.
       OSError: a write failed; what was recorded before stays.
     """
     check_measure(measure, engine.screen)
@@ -201,8 +202,26 @@ def run(
     seconds = time.perf_counter() - started
     checked = verified(plan, engine, ids, plan.injections, verify_pairs, measure)
     found = summary(tally, tally.estimate(), checked, ran, seconds)
+    return concluded(path, found, engine)
+
+
+def concluded(path: Path, found: dict[str, Any], engine: Engine) -> dict[str, Any]:
+    """Write a summary and return it.
+
+    Raises:
+      VerificationError: its verification found verdicts that are wrong. Where the engine screens
+        they are expected, and bounded.
+    """
     records.write_summary(path, found)
+    if not engine.screen:
+        check_verified(found)
     return found
+
+
+def check_verified(summary: dict[str, Any]) -> None:
+    """Raises VerificationError where the verification of a summary found a wrong verdict."""
+    if summary["verify"]["disagreements"]:
+        raise VerificationError(f"verification failed: {summary['verify']['worst']}", summary)
 
 
 def summary(

@@ -1,6 +1,7 @@
 """The golden run: the fault-free network on the workload, its rate, and what rounding it bears."""
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,21 +36,32 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
     Raises:
       InputError: an output that is not finite, or that depends on the rest of the batch.
     """
-    run = jit(network.apply)
     batch = min(BATCH, len(images))
-    parts = (filled_up(images[part], batch) for part in chunks(len(images), batch))
-    logits = np.concatenate([np.asarray(run(network.params, part)) for part in parts])
-    logits = logits[: len(images)]
-    if not np.isfinite(logits.astype(np.float64)).all():
-        bad = int(np.flatnonzero(~np.isfinite(logits.astype(np.float64)).all(axis=1))[0])
-        raise InputError(f"the golden output of image {bad} is {logits[bad]}; it must be finite")
-    alone = np.asarray(run(network.params, images[:1]))
-    if not close(alone, logits[:1]).all():
+    together = _logits(jit(network.apply), network.params, images, batch)
+    if not np.isfinite(together.astype(np.float64)).all():
+        bad = int(np.flatnonzero(~np.isfinite(together.astype(np.float64)).all(axis=1))[0])
+        raise InputError(f"the golden output of image {bad} is {together[bad]}; it must be finite")
+    alone = _logits(jit(partial(_alone, network.apply)), network.params, images, batch)
+    apart = np.flatnonzero(~close(alone, together))
+    if apart.size:
+        bad = int(apart[0])
         raise InputError(
-            f"apply gives {alone[0]} for image 0 alone and {logits[0]} in a batch of {batch}; "
-            "images must not influence each other (is batch normalisation in training mode?)"
+            f"apply gives {alone[bad]} for image {bad} alone and {together[bad]} in a batch of "
+            f"{batch}; images must not influence each other (is batch normalisation in training "
+            "mode?)"
         )
-    return Golden(logits, logits.argmax(axis=1))
+    return Golden(together, together.argmax(axis=1))
+
+
+def _logits(run, params, images: np.ndarray, batch: int) -> np.ndarray:
+    """Logits [B, C], so many images at a time."""
+    parts = (filled_up(images[part], batch) for part in chunks(len(images), batch))
+    return np.concatenate([np.asarray(run(params, part)) for part in parts])[: len(images)]
+
+
+def _alone(apply, params, images):
+    """Every image in a batch of its own."""
+    return jax.vmap(lambda image: apply(params, image[None])[0])(images)
 
 
 def golden_rate(network: Network, images: np.ndarray, seconds: float = 1.0) -> float:
@@ -79,9 +91,16 @@ def rounding(logits: np.ndarray) -> np.ndarray:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """bool [P]: logits [P, C] agree within `rounding`; those not finite must be the same."""
+    """bool [P]: logits [P, C] agree within `rounding`, or neither are all finite.
+
+    Where logits overflow, the order of summation says which come out infinite and which NaN.
+    """
     off = np.maximum(rounding(a), rounding(b))[..., None]
     with np.errstate(invalid="ignore"):
-        near = np.abs(a.astype(np.float64) - b.astype(np.float64)) <= off
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    return np.where(np.isfinite(a) & np.isfinite(b), near, same).all(axis=-1)
+        near = (np.abs(a.astype(np.float64) - b.astype(np.float64)) <= off).all(axis=-1)
+    return near | (overflows(a) & overflows(b))
+
+
+def overflows(logits: np.ndarray) -> np.ndarray:
+    """bool [P]: logits [P, C] that are not all finite."""
+    return ~np.isfinite(logits.astype(np.float64)).all(axis=-1)

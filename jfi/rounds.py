@@ -81,6 +81,7 @@ def run(
     Raises:
       InputError: an unknown method, level or measure, or a request out of range; a work directory
         that can't be used, or holds another campaign.
+      VerificationError: a naive run contradicts a verdict; everything is on record by then.
       OSError: a write failed; what was recorded before stays.
     """
     campaign.check_name("sampler", name, METHODS)
@@ -100,8 +101,7 @@ def run(
     units = [_estimate(unit) for unit in found.units]
     summary = campaign.summary(answers.tally, units, checked, answers.ran, seconds)
     summary["rounds"] = found.rounds
-    records.write_summary(path, summary)
-    return summary
+    return campaign.concluded(path, summary, engine)
 
 
 class _Answers:

@@ -18,7 +18,7 @@ from jfi import bits, scans, taps
 from jfi.compiling import jit
 from jfi.engine import Engine, by_site, take
 from jfi.faults import Faults, Site
-from jfi.golden import close, rounding
+from jfi.golden import close, overflows, rounding
 from jfi.outcomes import CRITICAL, classify
 from jfi.program import bind, run
 from jfi.sites import Network
@@ -132,9 +132,9 @@ def verify(
     """Compare the engine with naive re-runs, the k-th fault on image `image[k]`.
 
     With the measure `full`, outcome classes that differ are a near-tie where both logits agree
-    within float rounding (`jfi.engine.close`). With `critical` and `detect`, critical or not is
-    compared, and verdicts that differ are a near-tie where the two largest naive logits agree, or
-    where naive logits are not finite.
+    within float rounding, or neither are finite (`jfi.golden.close`). With `critical` and `detect`,
+    critical or not is compared, and verdicts that differ are a near-tie where the two largest naive
+    logits agree, or where neither the naive logits nor the engine's are finite.
     Everything else is a disagreement.
     """
     if not image.size:
@@ -150,8 +150,10 @@ def verify(
         same = (flags & CRITICAL) == (codes & CRITICAL)
         second, first = np.sort(slow, axis=1)[:, -2:].T
         with np.errstate(invalid="ignore"):
-            # Of logits that overflow, the order of summation says which come out infinite or NaN.
-            tied = (first - second <= rounding(slow)) | ~np.isfinite(slow).all(axis=1)
+            tied = first - second <= rounding(slow)
+        # What a certificate decided can't be excused by logits that overflow.
+        odd = np.flatnonzero(~same & ~certified & overflows(slow))
+        tied[odd] |= overflows(engine.pairs(take(faults, odd), image[odd]).logits)
     bad = np.flatnonzero(~same & ~tied)
     agreements = int(same.sum())
     return Verification(

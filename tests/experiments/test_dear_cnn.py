@@ -12,7 +12,6 @@ import pytest
 import jfi
 from experiments import dear_cnn
 from experiments.dear_cnn import Subject
-from experiments.truth import Disagreement
 from jfi import records, workload
 
 IMAGES = 30
@@ -117,7 +116,7 @@ def test_a_disagreement_ends_it(engine, tmp_path):
     summary = json.loads(path.read_text())
     summary["verify"] |= {"disagreements": 1, "worst": "hidden index 3"}
     path.write_text(json.dumps(summary))
-    with pytest.raises(Disagreement, match="verification failed: hidden index 3"):
+    with pytest.raises(jfi.VerificationError, match="verification failed: hidden index 3"):
         subject_of(engine, tmp_path, ("critical",))
 
 

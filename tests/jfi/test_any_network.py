@@ -242,3 +242,32 @@ def test_a_masked_pair_has_the_same_bits():
     assert outcomes.classify(zeros, minus, jnp.zeros(1, int))[0] & 7 != outcomes.MASKED
     nan = jnp.full((1, 3), jnp.nan)
     assert outcomes.classify(nan, nan, jnp.zeros(1, int))[0] & 7 == outcomes.MASKED
+
+
+def test_images_that_influence_each_other_are_refused():
+    """Not by the first image alone: the others decide which branch is taken here."""
+    params = {"a": draw(0, 6, 8), "c": draw(1, 8, 4)}
+
+    def apply(p, x):
+        h = jax.nn.relu(x @ p["a"])
+        late = jnp.arange(len(x)) > 0
+        h = jnp.where(late[:, None], lax.cond(h.sum() > 20, lambda h: 2 * h, jnp.tanh, h), h)
+        return h @ p["c"]
+
+    images = draw(9, 32, 6, scale=1)
+    network = jfi.network(apply, params, images[0])
+    with pytest.raises(jfi.InputError, match=r"image [1-9]\d* alone .* must not influence"):
+        jfi.Engine(network, images, np.zeros(32, int), network.sites)
+
+
+def test_a_campaign_that_a_naive_run_contradicts_raises(tmp_path, monkeypatch):
+    params, images = {"a": draw(0, 6, 8), "c": draw(1, 8, 4)}, draw(9, 16, 6, scale=1)
+    network = jfi.network(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["c"], params, images[0])
+    engine = jfi.Engine(network, images, np.zeros(16, int), network.sites)
+    plan = jfi.plan(network, "exhaustive", fault_model="flip")
+    right = jfi.Engine._change
+    monkeypatch.setattr(jfi.Engine, "_change", lambda *a: (-right(*a)[0], right(*a)[1]))
+    with pytest.raises(jfi.VerificationError, match=r"verification failed: [ac] index") as error:
+        jfi.run(plan, engine, tmp_path, {}, verify_pairs=100)
+    assert error.value.summary["verify"]["disagreements"] > 0
+    assert (tmp_path / "summary.json").exists()
