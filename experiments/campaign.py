@@ -116,7 +116,7 @@ def main() -> int | None:
         network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE,
         hardware=cli.machine(), screen=args.screen, workload=chosen,
     )  # fmt: skip
-    manifest = campaign.manifest(plan, runner, config())
+    manifest = campaign.manifest(plan, runner, config(), {})
     truth = truth_of(args.truth, manifest) if args.truth else None
     sampler = campaign.LISTED if args.faults else args.sampler
     workdir = Path(args.workdir or Path("runs", f"{net.name}_{dataset.name}_{sampler}"))

@@ -159,7 +159,8 @@ def judged(
       VerificationError: a pair that was run again naively came out otherwise.
     """
     flagged = {**config, "seed": plan.seed, "measure": measure}
-    path = records.open_workdir(folder, campaign.manifest(plan, engine, flagged))
+    own = campaign.identity(plan, engine, measure)
+    path = records.open_workdir(folder, campaign.manifest(plan, engine, flagged, own))
     summary = _finished(path)
     if summary is None:
         with campaign_script.LiveProgress() as progress:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jfi import estimates, outcomes, records, sites, taps
+from jfi import compiling, estimates, outcomes, program, records, sites, taps
 from jfi.engine import Engine, check_measure, take
 from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
@@ -35,6 +35,7 @@ TOLD = {
     "full": (*outcomes.CLASSES, "non_critical", "critical", "correct"),
 }
 AUDIT = 2000  # pairs of a screened campaign that are run again at least
+FORMAT = 2  # of manifest and shards
 LISTED = "listed"  # the name under which an explicit fault list is run
 PACKAGES = ("jfi", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
 
@@ -125,19 +126,65 @@ class Progress(NamedTuple):
     estimate: Estimate | None  # of the network, so far; None where a method gives it at its end
 
 
-def manifest(plan: Plan, engine: Engine, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything needed to repeat a campaign; `config` is whatever the caller was asked for."""
-    device = jax.devices()[0]
+def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = None, **options):
+    """All that decides the outcomes of a campaign, and which shard they are in; a flat dict.
+
+    Golden answers stand for golden outputs, whose last bits differ between machines.
+
+    Args:
+      sampler, options: of a method that chooses in rounds, its name and what else it is given.
+    """
+    network, space = engine.network, plan.space
+    arrays = {
+        "leaves": enumerate(map(np.asarray, network.leaves)),
+        "golden_answers": [("top1", engine.golden.top1.astype(np.int64))],
+        "population": [("population", plan.population)],
+        "listed": [] if plan.listed is None else [("listed", plan.listed)],
+        "constants": enumerate(map(np.asarray, network.program.consts.values())),
+    }
+    return {
+        "format": FORMAT,
+        "measure": measure,
+        "criterion": "top_1",
+        "screen": engine.screen,
+        "rounding": compiling.ROUNDING,
+        "shard_faults": shard_size(len(engine.images), measure),
+        "sampler": sampler,
+        **options,
+        "strata": records.hash_json({"strata": plan.strata}),
+        "seed": plan.seed,
+        "request": list(plan.request),
+        "sites": [site.name for site in space.sites],
+        "polarities": list(space.polarities),
+        "bits": list(space.bits),
+        "program": records.hash_json({"program": program.text(network.program)}),
+        **{
+            name: records.hash_arrays((str(key), value) for key, value in named)
+            for name, named in arrays.items()
+        },
+    }
+
+
+def _hashes(engine: Engine) -> dict[str, str]:
     network = engine.network
     return {
+        "parameters": records.hash_arrays(
+            (site.name, network.values(site)) for site in network.parameters
+        ),
+        "images": records.hash_arrays([("images", engine.images)]),
+        "labels": records.hash_arrays([("labels", engine.labels)]),
+    }
+
+
+def manifest(
+    plan: Plan, engine: Engine, config: Mapping[str, Any], identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything needed to repeat a campaign; `config` is whatever the caller was asked for."""
+    device = jax.devices()[0]
+    return {
         "config": dict(config),
-        "hashes": {
-            "parameters": records.hash_arrays(
-                (site.name, network.values(site)) for site in network.parameters
-            ),
-            "images": records.hash_arrays([("images", engine.images)]),
-            "labels": records.hash_arrays([("labels", engine.labels)]),
-        },
+        "identity": dict(identity),
+        "hashes": _hashes(engine),
         "population": int(plan.population.sum()),
         "injections": plan.injections,
         "sites": [site.name for site in plan.space.sites],
@@ -184,7 +231,9 @@ def run(
       OSError: a write failed; what was recorded before stays.
     """
     check_measure(measure, engine.screen)
-    path = records.open_workdir(workdir, manifest(plan, engine, config))
+    own = identity(plan, engine, measure)
+    path = records.open_workdir(workdir, manifest(plan, engine, config, own))
+    made_by = records.hash_json(own)
     ids, size = drawn(plan), shard_size(len(engine.images), measure)
     tally = Tally(plan, len(engine.images), measure)
     started, ran, resumed = time.perf_counter(), 0, 0
@@ -194,9 +243,9 @@ def run(
         if records.has_shard(path, number):
             resumed += hi - lo
         else:
-            run_shard(path, number, ids(lo, hi), plan.space, engine, measure, keep_bits)
+            run_shard(path, number, ids(lo, hi), plan.space, engine, measure, made_by, keep_bits)
             ran += hi - lo
-        tally.add(records.read_shard(path, number, tally.columns))
+        tally.add(records.recorded(path, number, ids(lo, hi), tally.columns, made_by))
         so_far = tally.estimate(("network",))[0]
         progress(Progress(ran + resumed, plan.injections, resumed, so_far))
     seconds = time.perf_counter() - started
@@ -244,14 +293,13 @@ def summary(
     }
 
 
-def run_shard(path, number, ids, space, engine, measure, keep_bits=False) -> None:
-    """Run the faults `ids` and record them as shard `number`."""
+def run_shard(path, number, ids, space, engine, measure, identity, keep_bits=False) -> None:
+    """Run the faults `ids` and record them as shard `number` of a campaign of this identity."""
     faults = space.decode(ids)
     done = engine.run(faults, measure, keep_bits=keep_bits)
     decided = np.where(engine.identity(faults), records.IDENTITY, records.INFERENCE)
-    records.write_shard(
-        path, number, ids, faults, done, decided, taps.steps_of(space.sites, faults)
-    )
+    step = taps.steps_of(space.sites, faults)
+    records.write_shard(path, number, ids, faults, done, decided, step, identity)
 
 
 class Tally:

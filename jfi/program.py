@@ -5,6 +5,7 @@ rest of the engine can ask of every value what it depends on. The network is not
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -150,6 +151,25 @@ def run(program: Program, leaves: Sequence[Any], x: Any, evaluate=bind) -> dict[
         values = [a.val if isinstance(a, core.Literal) else env[a] for a in eqn.invars]
         env.update(zip(eqn.outvars, evaluate(eqn, values), strict=True))
     return env
+
+
+def text(program: Program) -> str:
+    """The program in words, the same for the same program, without the values of constants."""
+    numbers: dict[Any, int] = {}
+
+    def word(atom) -> str:
+        if isinstance(atom, core.Literal):
+            return f"{atom.val}:{atom.aval}"
+        return f"v{numbers.setdefault(atom, len(numbers))}:{atom.aval}"
+
+    def line(outs, name, params, operands) -> str:
+        return f"{[*map(word, outs)]} = {name} {params} {[*map(word, operands)]}"
+
+    ends = line([program.x, *program.leaves], "inputs", "", [])
+    lines = (line(e.outvars, e.primitive, e.params, e.invars) for e in program.eqns)
+    # What is left of Python objects is named by its address, which says nothing.
+    whole = "\n".join([ends, *lines, word(program.out)])
+    return re.sub(r" at 0x[0-9a-f]+", "", whole)
 
 
 def nbytes(aval) -> int:

@@ -1,12 +1,12 @@
 """The work directory of a campaign: what was run, what came out, safe against a kill.
 
 ``manifest.json``
-    Everything needed to repeat the campaign, written once. ``config`` (the flags) and ``hashes``
-    (of weights and data) must match for a campaign to go on; other parts (versions, device) may
-    differ.
+    Everything needed to repeat the campaign, written once. ``config`` (the flags), ``hashes`` (of
+    weights and data) and ``identity`` (all that decides outcomes) must match for a campaign to go
+    on; other parts (versions, device) may differ.
 ``outcomes/00000.parquet`` ...
-    One row a fault, in shards that are written whole or not at all. The same rows give the same
-    bytes.
+    One row a fault, in shards that are written whole or not at all, each with the hash of the
+    identity it was made under. The same rows give the same bytes.
 ``summary.json``
     The estimates, in strict JSON (NaN and infinities become null).
 """
@@ -28,25 +28,32 @@ from jfi.outcomes import Outcomes
 MANIFEST, SUMMARY, SHARDS = "manifest.json", "summary.json", "outcomes"
 IDENTITY, INFERENCE = 0, 1  # how a row was decided: known without a run, or by running it
 BITS = ("critical_bits", "masked_bits")  # columns of packed bits, one an image
+_IDENTITY = "jfi_identity"  # in the metadata of a shard
 _PARTIAL = ".partial"  # suffix of files being written
 
 
 def open_workdir(path: str | os.PathLike, manifest: Mapping[str, Any]) -> Path:
     """The work directory at ``path``, new or to be gone on with; its manifest on disk.
 
-    ``manifest`` holds ``config`` and ``hashes`` (flat dicts) and whatever else is worth keeping.
-    An existing manifest is left as it is. Raises InputError when the directory cannot be created
-    or written, when its manifest cannot be read, and when ``config`` or ``hashes`` differ from
-    it, naming each entry with both values.
+    ``manifest`` holds ``config``, ``hashes`` and ``identity`` (flat dicts) and whatever else is
+    worth keeping. An existing manifest is left as it is. Raises InputError when the directory
+    cannot be created or written, when its manifest cannot be read or is gone from beside its
+    shards, and when one of the three differs from it, naming each entry with both values.
     """
     workdir = Path(path)
     _make_writable(workdir)
     if not (workdir / MANIFEST).exists():
+        if any((workdir / SHARDS).glob("*.parquet")):
+            raise InputError(
+                f"work directory {workdir} holds outcomes but no {MANIFEST}, so that nothing tells "
+                "of which campaign they are; name another directory"
+            )
         _write_json(workdir / MANIFEST, manifest)
         return workdir
     there, here = read_manifest(workdir), _strict(manifest)
-    _refuse_difference(workdir, "other flags", there.get("config", {}), here.get("config", {}))
-    _refuse_difference(workdir, "other content", there.get("hashes", {}), here.get("hashes", {}))
+    # What a user knows by name comes before what only decides outcomes.
+    for part, what in (("config", "flags"), ("hashes", "content"), ("identity", "content")):
+        _refuse_difference(workdir, f"other {what}", there.get(part, {}), here.get(part, {}))
     return workdir
 
 
@@ -121,22 +128,26 @@ def write_shard(
     outcomes: Outcomes,
     decided: np.ndarray | int = INFERENCE,
     step: np.ndarray | None = None,
+    identity: str = "",
 ) -> None:
     """Write the outcomes of F faults as shard ``number``, whole or not at all.
 
     ``ids`` is int64 ``[F]``, ``decided`` uint8 ``[F]`` or one value (``IDENTITY``,
-    ``INFERENCE``), ``step`` int32 ``[F]`` where there are transient faults. Raises OSError when
-    the file can't be written: nothing else is touched.
+    ``INFERENCE``), ``step`` int32 ``[F]`` where there are transient faults, ``identity`` the hash
+    of the campaign's. Raises OSError when the file can't be written: nothing else is touched.
     """
     from pyarrow import parquet
 
     table = _table(np.asarray(ids), faults, outcomes, decided, step)
     # One row group and fixed settings: the same rows give the same bytes.
-    settings = {"compression": "zstd", "compression_level": 3, "row_group_size": max(len(table), 1)}
-    _write_whole(
-        shard_path(workdir, number),
-        lambda file: parquet.write_table(table, file, store_schema=False, **settings),
-    )
+    settings = {"compression": "zstd", "compression_level": 3, "store_schema": False}
+
+    def write(file):
+        with parquet.ParquetWriter(file, table.schema, **settings) as writer:
+            writer.add_key_value_metadata({_IDENTITY: identity})
+            writer.write_table(table, row_group_size=max(len(table), 1))
+
+    _write_whole(shard_path(workdir, number), write)
 
 
 def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, step):
@@ -200,6 +211,32 @@ def _column(array) -> np.ndarray:
     width = array.type.byte_width
     data = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
     return data.reshape(len(array), width)
+
+
+def recorded(
+    workdir: str | os.PathLike, number: int, ids: np.ndarray, columns: Sequence[str], identity: str
+) -> dict[str, np.ndarray]:
+    """Shard ``number`` of the faults ``ids`` int64 ``[F]``, as in `read_shard`.
+
+    Raises InputError for a shard that was made under another identity, or is of other faults.
+    """
+    from pyarrow import parquet
+
+    shard = read_shard(workdir, number, ("id", *columns))
+    path = shard_path(workdir, number)
+    made_by = (parquet.read_metadata(path).metadata or {}).get(_IDENTITY.encode(), b"").decode()
+    if made_by != identity or not np.array_equal(shard["id"], ids):
+        what = "the outcomes of another campaign" if made_by != identity else "other faults"
+        raise InputError(
+            f"{path} holds {what} than this one; move it away, or name another work directory"
+        )
+    return shard
+
+
+def hash_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what is strict JSON; the order of keys does not matter."""
+    text = json.dumps(_strict(value), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_arrays(named: Iterable[tuple[str, Any]]) -> str:

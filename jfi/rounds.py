@@ -17,7 +17,6 @@ from jfi import adaptive, bits, campaign, methods, records, scores, sfi, strata
 from jfi.campaign import Plan, Progress, Tally
 from jfi.chunks import chunks
 from jfi.engine import Engine, check_measure
-from jfi.errors import InputError
 from jfi.estimates import Estimate
 from jfi.faults import FaultSpace
 from jfi.methods import Interval, Method
@@ -88,8 +87,9 @@ def run(
     check_measure(measure, engine.screen)
     methods.units(space, levels)
     plan = Plan(space, check(request or Request()), (), space.cells, seed)
-    path = records.open_workdir(workdir, campaign.manifest(plan, engine, config))
-    answers = _Answers(path, plan, engine, measure, progress)
+    own = campaign.identity(plan, engine, measure, name, levels=list(levels))
+    path = records.open_workdir(workdir, campaign.manifest(plan, engine, config, own))
+    answers = _Answers(path, plan, engine, measure, records.hash_json(own), progress)
     leaves = engine.network.leaves_of(space.sites)
     started = time.perf_counter()
     found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
@@ -107,7 +107,10 @@ def run(
 class _Answers:
     """The oracle of a method: from the records where they hold the faults, else by the engine."""
 
-    def __init__(self, path: Path, plan: Plan, engine: Engine, measure: str, progress):
+    def __init__(
+        self, path: Path, plan: Plan, engine: Engine, measure: str, identity: str, progress
+    ):
+        self.identity = identity
         self.path, self.plan, self.engine = path, plan, engine
         self.measure, self.progress = measure, progress
         self.tally = Tally(plan, len(engine.images), measure)
@@ -124,14 +127,9 @@ class _Answers:
         number = len(self.ids)
         if not records.has_shard(self.path, number):
             space, engine = self.plan.space, self.engine
-            campaign.run_shard(self.path, number, ids, space, engine, self.measure)
+            campaign.run_shard(self.path, number, ids, space, engine, self.measure, self.identity)
             self.ran += ids.size
-        shard = records.read_shard(self.path, number, ("id", *self.tally.columns))
-        if not np.array_equal(shard["id"], ids):
-            raise InputError(
-                f"{records.shard_path(self.path, number)} holds other faults than this campaign "
-                "asks for; name another work directory"
-            )
+        shard = records.recorded(self.path, number, ids, self.tally.columns, self.identity)
         self.tally.add(shard)
         self.ids.append(ids)
         done = sum(part.size for part in self.ids)

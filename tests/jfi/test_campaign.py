@@ -1,8 +1,11 @@
-"""How much of a campaign is recorded at a time."""
+"""How much of a campaign is recorded at a time, and that no other campaign takes the record."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jfi import campaign
+import jfi
+from jfi import campaign, records
 
 
 @pytest.mark.parametrize(
@@ -18,3 +21,78 @@ from jfi import campaign
 )
 def test_faults_of_a_shard(images, measure, faults):
     assert campaign.shard_size(images, measure) == faults
+
+
+def small(apply=None, seed=0):
+    draw = np.random.default_rng(seed).standard_normal
+    params = {"a": draw((6, 8), np.float32), "c": draw((8, 4), np.float32)}
+    images = np.random.default_rng(9).standard_normal((16, 6), np.float32)
+    network = jfi.network(
+        apply or (lambda p, x: jnp.maximum(x @ p["a"], 0) @ p["c"]), params, images[0]
+    )
+    return jfi.Engine(network, images, np.zeros(16, int), network.sites)
+
+
+def campaign_of(engine, path, sampler="network_wise", margin=0.05, seed=0, measure="full"):
+    request = jfi.Request(error_margin=margin)
+    plan = jfi.plan(engine.network, sampler, fault_model="flip", request=request, seed=seed)
+    return jfi.run(plan, engine, path, {}, measure=measure)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"sampler": "exhaustive"}, "strata"),
+        ({"margin": 0.02}, "request"),
+        ({"seed": 1}, "seed"),
+        ({"measure": "critical"}, "measure"),
+    ],
+)
+def test_another_campaign_never_takes_the_records_of_one(tmp_path, options, named):
+    engine = small()
+    campaign_of(engine, tmp_path)
+    with pytest.raises(jfi.InputError, match=f"other content: .*{named} was"):
+        campaign_of(engine, tmp_path, **options)
+
+
+def test_another_network_never_takes_the_records_of_one(tmp_path):
+    campaign_of(small(), tmp_path)
+    with pytest.raises(jfi.InputError, match=r"other content: .*program was"):
+        campaign_of(small(lambda p, x: jnp.maximum(x @ p["a"], 0.1) @ p["c"]), tmp_path)
+    with pytest.raises(jfi.InputError, match="other content: parameters was"):
+        campaign_of(small(seed=1), tmp_path)
+
+
+def test_a_list_that_was_edited_is_another_campaign(tmp_path):
+    engine = small()
+    types = np.int32, np.int64, np.int16, np.int8
+    for index, expected in ((3, None), (4, "listed was")):
+        row = (
+            np.array([value], kind) for value, kind in zip((0, index, 30, 2), types, strict=True)
+        )
+        plan = jfi.plan_listed(engine.network, jfi.Faults(*row))
+        if expected is None:
+            jfi.run(plan, engine, tmp_path, {})
+        else:
+            with pytest.raises(jfi.InputError, match=expected):
+                jfi.run(plan, engine, tmp_path, {})
+
+
+def test_shards_without_their_manifest_or_of_another_are_refused(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    campaign_of(small(), first)
+    campaign_of(small(seed=1), second)
+    ours = records.shard_path(first, 0)
+    ours.write_bytes(records.shard_path(second, 0).read_bytes())
+    with pytest.raises(jfi.InputError, match=r"00000\.parquet holds the outcomes of another"):
+        campaign_of(small(), first)
+    (first / records.MANIFEST).unlink()
+    with pytest.raises(jfi.InputError, match=r"outcomes but no manifest\.json"):
+        campaign_of(small(), first)
+
+
+def test_the_same_campaign_goes_on(tmp_path):
+    whole = campaign_of(small(), tmp_path)
+    again = campaign_of(small(), tmp_path)
+    assert again["run"]["faults"] == 0
+    assert again["estimates"] == whole["estimates"]

@@ -18,7 +18,7 @@ from jfi.faults import Faults
 
 MANIFEST = {
     "config": {"net": "lenet", "seed": 0, "t": None, "levels": ("network", "bit")},
-    "hashes": {"weights": "ab12", "data": "cd34"},
+    "identity": {"weights": "ab12", "data": "cd34"},
     "versions": {"jax": "0.10"},
 }
 
@@ -131,7 +131,7 @@ def test_a_campaign_goes_on_with_the_same_manifest_and_clears_leftovers(tmp_path
         (with_changes("config", seed=1), r"other flags: seed was 0, is 1\."),
         (with_changes("config", t=2.58), r"t was not set, is 2\.58"),
         (with_changes("config", faults="list.csv"), "faults was not set, is"),
-        (with_changes("hashes", data="ffff"), r'other content: data was "cd34", is "ffff"'),
+        (with_changes("identity", data="ffff"), r'other content: data was "cd34", is "ffff"'),
     ],
 )
 def test_another_campaign_is_refused_naming_what_differs(tmp_path, manifest, message):
