@@ -9,8 +9,8 @@ units frozen the bound is linear in |d|, so one backward pass gives a map G with
     sum(|d| * G) < 1   =>   top-1 minus class k moves by less than its golden margin, for every k.
 
 The proof is in real arithmetic. For float rounding, golden margins are reduced by an allowance,
-the tolerance within which two compiled programs are taken to agree (`TOLERANCE`), and the sum
-must stay below `LIMIT`; tests re-run certified pairs naively.
+within which two compiled programs are taken to agree (`rounding.allowance`), and the sum must stay
+below `LIMIT`; tests re-run certified pairs naively.
 
 This is interval bound propagation (Gowal et al., 2018) with frozen activation patterns, in the
 spirit of CROWN's linear relaxations (Zhang et al., 2018).
@@ -27,11 +27,11 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jfi import rounding
 from jfi.convolution import EXACT
 from jfi.program import Program, bind, dependents, flops, section
 
 SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
-TOLERANCE = 2.0**10  # epsilons of the largest logit: float rounding between compiled programs
 LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
 WIDE = 1e-3
 WORTHWHILE = 0.02  # a cut is of use if at least this share of the operations comes after it
@@ -303,7 +303,7 @@ def _affine(program: Program) -> bool:
     return True
 
 
-def _weights(program: Program, env: dict) -> tuple[Any, Any]:
+def _weights(program: Program, env: dict, allowance) -> tuple[Any, Any]:
     """What each difference of the input costs, where logits are affine in it.
 
     That is the most, over k, of d(top - k) / margin. Returns the weights, shaped as the input,
@@ -321,7 +321,6 @@ def _weights(program: Program, env: dict) -> tuple[Any, Any]:
     golden, transpose = jax.vjp(logits, env[var])
     (rows,) = jax.vmap(transpose)(jnp.eye(golden.size, dtype=golden.dtype))
     top = jnp.argmax(golden)
-    allowance = TOLERANCE * jnp.finfo(golden.dtype).eps * jnp.maximum(1, jnp.abs(golden).max())
     margin = golden[top] - golden - allowance
     other = jnp.arange(golden.size) != top
     share = jnp.where(other & (margin > 0), 1 / margin, 0.0)
@@ -337,7 +336,8 @@ def bound_map(program: Program, env: dict, source, scale) -> Any:
     """
     rest = section(program, source)
     last = features(rest)
-    weights, certain = _weights(section(rest, last), env)
+    allowance = rounding.allowance(program, env)
+    weights, certain = _weights(section(rest, last), env, allowance)
 
     def cost(bound):
         return jnp.sum(weights * propagate(section(rest, end=last), env, bound))

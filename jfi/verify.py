@@ -18,9 +18,10 @@ from jfi import bits, scans, taps
 from jfi.compiling import jit
 from jfi.engine import Engine, by_site, take
 from jfi.faults import Faults, Site
-from jfi.golden import close, overflows, rounding
+from jfi.golden import allowances
 from jfi.outcomes import CRITICAL, classify
 from jfi.program import bind, run
+from jfi.rounding import close, overflows, rounding
 from jfi.sites import Network
 from jfi.taps import Tap
 
@@ -132,9 +133,9 @@ def verify(
     """Compare the engine with naive re-runs, the k-th fault on image `image[k]`.
 
     With the measure `full`, outcome classes that differ are a near-tie where both logits agree
-    within float rounding, or neither are finite (`jfi.golden.close`). With `critical` and `detect`,
-    critical or not is compared, and verdicts that differ are a near-tie where the two largest naive
-    logits agree, or where neither the naive logits nor the engine's are finite.
+    within float rounding, or neither are finite (`jfi.rounding.close`). With `critical` and
+    `detect`, critical or not is compared, and verdicts that differ are a near-tie where the two
+    largest naive logits agree, or where neither the naive logits nor the engine's are finite.
     Everything else is a disagreement.
     """
     if not image.size:
@@ -142,15 +143,17 @@ def verify(
     slow = naive(engine, faults, image)
     golden = naive(engine, faults, image, harmless=True)
     codes = np.asarray(jit(classify)(golden, slow, engine.labels[image]))
+    known, own = np.unique(image, return_inverse=True)
+    least = allowances(engine.network, engine.images[known])[own]
     if measure == "full":
         fast = engine.pairs(faults, image)
-        same, tied, certified = fast.codes == codes, close(fast.logits, slow), np.zeros(1)
+        same, tied, certified = fast.codes == codes, close(fast.logits, slow, least), np.zeros(1)
     else:
         flags, certified = engine.critical_pairs(faults, image)
         same = (flags & CRITICAL) == (codes & CRITICAL)
         second, first = np.sort(slow, axis=1)[:, -2:].T
         with np.errstate(invalid="ignore"):
-            tied = first - second <= rounding(slow)
+            tied = first - second <= np.maximum(rounding(slow), least)
         # What a certificate decided can't be excused by logits that overflow.
         odd = np.flatnonzero(~same & ~certified & overflows(slow))
         tied[odd] |= overflows(engine.pairs(take(faults, odd), image[odd]).logits)

@@ -148,7 +148,7 @@ def sigmoid_far_out():
 
     def apply(p, x):
         h = jax.nn.sigmoid(x @ p["a"] + 18.0)
-        return (h - 1.0) * 1e2 @ p["c"]
+        return (h - 1.0) * 1e8 @ p["c"]
 
     return apply, {"a": draw(17, 6, 8, scale=1), "c": draw(18, 8, 4)}, draw(9, 32, 6, scale=1)
 

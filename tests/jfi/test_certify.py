@@ -13,7 +13,7 @@ from jax import lax
 
 import jfi
 import nets
-from jfi import bits, certify, outcomes, rounds, sites, verify
+from jfi import bits, certify, outcomes, rounding, rounds, sites, verify
 from jfi.engine import Engine
 from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.program import run, section, trace
@@ -246,5 +246,5 @@ def test_images_within_rounding_of_a_tie_are_never_certified():
         slopes = np.asarray(certify.bound_map(program, env, program.x, 0.1))
         assert np.isfinite(slopes).all() == certain
     # By hand: d0 and d1 both count against the margin less the allowance, the others do not.
-    allowance = certify.TOLERANCE * np.finfo(np.float32).eps * 1.5
+    allowance = rounding.TOLERANCE * np.finfo(np.float32).eps * 1.5
     np.testing.assert_allclose(slopes, [[1 / (0.5 - allowance)] * 2 + [0, 0]], rtol=1e-6)
