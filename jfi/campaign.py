@@ -235,6 +235,7 @@ def run(
     path = records.open_workdir(workdir, manifest(plan, engine, config, own))
     made_by = records.hash_json(own)
     ids, size = drawn(plan), shard_size(len(engine.images), measure)
+    records.check_count(path, -(-plan.injections // size))
     tally = Tally(plan, len(engine.images), measure)
     started, ran, resumed = time.perf_counter(), 0, 0
     # Shards follow the order of layers; in random order the estimate so far speaks for all.
@@ -249,7 +250,8 @@ def run(
         so_far = tally.estimate(("network",))[0]
         progress(Progress(ran + resumed, plan.injections, resumed, so_far))
     seconds = time.perf_counter() - started
-    checked = verified(plan, engine, ids, plan.injections, verify_pairs, measure)
+    ends = np.minimum(np.arange(size, plan.injections + size, size), plan.injections)
+    checked = verified(plan, engine, path, ids, ends, verify_pairs, measure, made_by)
     found = summary(tally, tally.estimate(), checked, ran, seconds)
     return concluded(path, found, engine)
 
@@ -349,18 +351,37 @@ class Tally:
         )
 
 
-def verified(plan: Plan, engine: Engine, ids, injections: int, pairs: int, measure: str):
-    """The `Verification` of random pairs among those of the faults `ids(0, injections)`.
+def verified(
+    plan: Plan, engine: Engine, path: Path, ids, ends: np.ndarray, pairs: int, measure: str, made_by
+) -> Verification:
+    """The `Verification` of random pairs of a campaign: what the engine says, and the record.
 
     Faults that leave their word as it is are passed over; an engine that screens is audited.
+
+    Args:
+      ids: `ids(lo, hi)` of the faults that were injected.
+      ends: int64 [N], how many they were when each shard was done.
     """
     pairs = max(pairs, AUDIT if engine.screen else 0)
     rng = np.random.default_rng(plan.seed)
-    picked = np.sort(rng.integers(0, injections, 4 * pairs))
+    picked = np.sort(rng.integers(0, ends[-1], 4 * pairs))
     faults = plan.space.decode(np.concatenate([ids(k, k + 1) for k in picked] or [ids(0, 0)]))
-    inferred = rng.permutation(np.flatnonzero(~engine.identity(faults)))[:pairs]
+    inferred = np.sort(rng.permutation(np.flatnonzero(~engine.identity(faults)))[:pairs])
     image = rng.integers(0, len(engine.images), inferred.size)
-    return verify(engine, take(faults, np.sort(inferred)), image, measure)
+    first = _first_critical(path, picked[inferred], ids, ends, made_by)
+    return verify(
+        engine, take(faults, inferred), image, measure, engine.told(first, image, measure)
+    )
+
+
+def _first_critical(path: Path, rows: np.ndarray, ids, ends: np.ndarray, made_by) -> np.ndarray:
+    """int32 [P]: the first critical image on record, or -1, of the faults number `rows`."""
+    first, shard = np.empty(rows.size, np.int32), np.searchsorted(ends, rows, side="right")
+    for number in np.unique(shard):
+        lo, own = ends[number - 1] if number else 0, shard == number
+        there = records.recorded(path, number, ids(lo, ends[number]), ("first_critical",), made_by)
+        first[own] = there["first_critical"][rows[own] - lo]
+    return first
 
 
 def shard_size(images: int, measure: str) -> int:

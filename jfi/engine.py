@@ -129,6 +129,18 @@ class Engine:
             critical=(first >= 0).astype(np.int32), first_critical=first.astype(np.int32), **unsaid
         )
 
+    def told(self, first: np.ndarray, image: np.ndarray, measure: str) -> np.ndarray:
+        """int8 [P]: critical 1, not critical 0, unsaid -1, of P faults, each on one image.
+
+        Args:
+          first: int [P], the first image that each fault is critical for as `measure` told it, -1
+            for none: it tells of the images up to that one.
+        """
+        order = self._order if measure == "detect" else np.arange(len(self.images))
+        rank = np.argsort(order)
+        before = (first < 0) | (rank[image] < rank[first])
+        return np.where(image == first, 1, np.where(before, 0, -1)).astype(np.int8)
+
     def _run_full(self, faults: Faults, todo: np.ndarray, codes: np.ndarray) -> None:
         """Write the codes of the faults `todo` on all images."""
         for number, rows in by_site(faults, todo):

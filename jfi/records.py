@@ -233,6 +233,17 @@ def recorded(
     return shard
 
 
+def check_count(workdir: str | os.PathLike, shards: int) -> None:
+    """Raises InputError where outcomes are there that are not of the first so many ``shards``."""
+    own = {shard_path(workdir, number).stem for number in range(shards)}
+    for path in sorted((Path(workdir) / SHARDS).glob("*.parquet")):
+        if path.stem not in own:
+            raise InputError(
+                f"{path} is not of this campaign, which has {shards} shards; move it away, or name "
+                "another work directory"
+            )
+
+
 def hash_json(value: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of what is strict JSON; the order of keys does not matter."""
     text = json.dumps(_strict(value), sort_keys=True, allow_nan=False)

@@ -6,6 +6,7 @@ theirs: `spread` measures it by runs whose every operand is moved at random by o
 own type (Monte Carlo arithmetic: Parker, 1997; CESTAC: Vignes, 1993).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,34 +36,38 @@ def allowance(program: Program, env: dict) -> Any:
 def spread(program: Program, env: dict) -> Any:
     """The most that a logit moves when every operand of every equation moves by one epsilon."""
     leaves, x, golden = [env[v] for v in program.leaves], env[program.x], env[program.out]
-    moved = [run(program, leaves, x, _Shaken(seed))[program.out] for seed in range(PATTERNS)]
+    moved = [shaken(program, leaves, x, seed) for seed in range(PATTERNS)]
     most = jnp.max(jnp.abs(jnp.stack(moved) - golden))
     return jnp.where(jnp.isnan(most), jnp.inf, most)
 
 
-class _Shaken:
-    """Evaluates equations on operands moved by one epsilon, up or down by a pattern."""
+def shaken(program: Program, leaves: Sequence[Any], x: Any, seed) -> Any:
+    """Logits [1, C] of a run on one image whose every operand is moved by one epsilon.
 
-    def __init__(self, seed: int):
-        self._place = seed << 16
+    Args:
+      seed: uint32, says which go up and which down; may be traced.
+    """
+    places = itertools.count()
 
-    def __call__(self, eqn, values: Sequence[Any]) -> list[Any]:
+    def evaluate(eqn, values):
         moved = []
         for atom, value in zip(eqn.invars, values, strict=True):
-            self._place += 1
-            fixed = isinstance(atom, core.Literal) or not _is_float(value)
-            moved.append(value if fixed else _shaken(value, self._place))
+            place, fixed = next(places), isinstance(atom, core.Literal) or not _is_float(value)
+            moved.append(value if fixed else _moved(value, place, seed))
         return bind(eqn, moved)
+
+    return run(program, leaves, x, evaluate)[program.out]
 
 
 def _is_float(value) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _shaken(value, place: int):
+def _moved(value, place: int, seed):
     """`value` times one plus or minus an epsilon; the signs are a hash of place and position."""
     number = lax.iota(jnp.uint32, value.size).reshape(value.shape)
-    hashed = (number + np.uint32(place * 40503 & 0xFFFFFFFF)) * np.uint32(2654435761)
+    start = jnp.uint32(seed) * np.uint32(2654435769) + np.uint32(place * 40503 & 0xFFFFFFFF)
+    hashed = (number + start) * np.uint32(2654435761)
     hashed = (hashed ^ (hashed >> 15)) * np.uint32(2246822519)
     eps = jnp.finfo(value.dtype).eps.astype(value.dtype)
     one = jnp.ones((), value.dtype)

@@ -94,9 +94,10 @@ def run(
     started = time.perf_counter()
     found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
     seconds = time.perf_counter() - started
-    ids = np.concatenate(answers.ids)
+    records.check_count(path, len(answers.ids))
+    ids, ends = np.concatenate(answers.ids), np.cumsum([part.size for part in answers.ids])
     checked = campaign.verified(
-        plan, engine, lambda lo, hi: ids[lo:hi], ids.size, verify_pairs, measure
+        plan, engine, path, lambda lo, hi: ids[lo:hi], ends, verify_pairs, measure, answers.identity
     )
     units = [_estimate(unit) for unit in found.units]
     summary = campaign.summary(answers.tally, units, checked, answers.ran, seconds)

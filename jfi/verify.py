@@ -25,6 +25,7 @@ from jfi.rounding import close, overflows, rounding
 from jfi.sites import Network
 from jfi.taps import Tap
 
+_ON_RECORD = {-1: "", 0: "; on record as not critical", 1: "; on record as critical"}
 BATCH = 32  # pairs of one call, run one after another
 BOUND = 0.95  # confidence of `Verification.bound`
 
@@ -128,15 +129,24 @@ def _in_value(network: Network, tap: Tap, leaves, pair):
 
 
 def verify(
-    engine: Engine, faults: Faults, image: np.ndarray, measure: str = "full"
+    engine: Engine,
+    faults: Faults,
+    image: np.ndarray,
+    measure: str = "full",
+    recorded: np.ndarray | None = None,
 ) -> Verification:
-    """Compare the engine with naive re-runs, the k-th fault on image `image[k]`.
+    """Compare the engine, and what is on record, with naive re-runs.
 
     With the measure `full`, outcome classes that differ are a near-tie where both logits agree
     within float rounding, or neither are finite (`jfi.rounding.close`). With `critical` and
     `detect`, critical or not is compared, and verdicts that differ are a near-tie where the two
     largest naive logits agree, or where neither the naive logits nor the engine's are finite.
     Everything else is a disagreement.
+
+    Args:
+      faults, image: P pairs, the k-th fault on image `image[k]`.
+      recorded: int8 [P], what was recorded of them: critical 1, not critical 0, unsaid -1. It is
+        compared as the engine's `critical` is.
     """
     if not image.size:
         return Verification(0, 0, 0, 0)
@@ -145,33 +155,53 @@ def verify(
     codes = np.asarray(jit(classify)(golden, slow, engine.labels[image]))
     known, own = np.unique(image, return_inverse=True)
     least = allowances(engine.network, engine.images[known])[own]
+    critical = (codes & CRITICAL) != 0
     if measure == "full":
         fast = engine.pairs(faults, image)
         same, tied, certified = fast.codes == codes, close(fast.logits, slow, least), np.zeros(1)
     else:
         flags, certified = engine.critical_pairs(faults, image)
-        same = (flags & CRITICAL) == (codes & CRITICAL)
-        second, first = np.sort(slow, axis=1)[:, -2:].T
-        with np.errstate(invalid="ignore"):
-            tied = first - second <= np.maximum(rounding(slow), least)
+        same = ((flags & CRITICAL) != 0) == critical
         # What a certificate decided can't be excused by logits that overflow.
-        odd = np.flatnonzero(~same & ~certified & overflows(slow))
-        tied[odd] |= overflows(engine.pairs(take(faults, odd), image[odd]).logits)
+        tied = _is_tied(engine, faults, image, slow, least, ~same, ~certified)
+    if recorded is not None:
+        known = (recorded < 0) | ((recorded > 0) == critical)
+        tied = (same | tied) & (known | _is_tied(engine, faults, image, slow, least, ~known))
+        same &= known
     bad = np.flatnonzero(~same & ~tied)
     agreements = int(same.sum())
+    worst = ""
+    if bad.size:
+        told = -1 if recorded is None else recorded[bad[0]]
+        worst = _describe(engine, take(faults, bad[:1]), image[bad[:1]], slow[bad[0]], told)
     return Verification(
         image.size,
         agreements,
         image.size - agreements - bad.size,
         bad.size,
         int(certified.sum()),
-        _describe(engine, take(faults, bad[:1]), image[bad[:1]], slow[bad[0]]) if bad.size else "",
+        worst,
     )
 
 
-def _describe(engine: Engine, fault: Faults, image: np.ndarray, slow: np.ndarray) -> str:
+def _is_tied(engine: Engine, faults, image, slow, least, odd, overflowing=True) -> np.ndarray:
+    """bool [P]: the largest naive logits agree, or neither these nor the engine's are finite.
+
+    Args:
+      odd: bool [P], the pairs that are asked for.
+      overflowing: bool [P], whether the second counts.
+    """
+    second, first = np.sort(slow, axis=1)[:, -2:].T
+    with np.errstate(invalid="ignore"):
+        tied = first - second <= np.maximum(rounding(slow), least)
+    some = np.flatnonzero(odd & overflows(slow) & overflowing)
+    tied[some] |= overflows(engine.pairs(take(faults, some), image[some]).logits)
+    return tied
+
+
+def _describe(engine: Engine, fault: Faults, image: np.ndarray, slow: np.ndarray, told) -> str:
     site, index, bit, polarity = (column[0] for column in fault)
     return (
         f"{engine.sites[site].name} index {index} bit {bit} {bits.POLARITIES[polarity]} on image "
-        f"{image[0]}: logits {engine.pairs(fault, image).logits[0]}, naively {slow}"
+        f"{image[0]}: logits {engine.pairs(fault, image).logits[0]}, naively {slow}{_ON_RECORD[int(told)]}"
     )

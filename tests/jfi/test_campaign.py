@@ -96,3 +96,38 @@ def test_the_same_campaign_goes_on(tmp_path):
     again = campaign_of(small(), tmp_path)
     assert again["run"]["faults"] == 0
     assert again["estimates"] == whole["estimates"]
+
+
+@pytest.mark.parametrize("measure", ["full", "critical", "detect"])
+def test_verification_reads_the_record(tmp_path, measure):
+    """Not only what the engine says now: outcomes on record may have been made otherwise."""
+    from pyarrow import parquet
+
+    engine, plan = small(), jfi.plan(small().network, "exhaustive", fault_model="flip")
+    jfi.run(plan, engine, tmp_path, {}, measure=measure, verify_pairs=300)
+    path = records.shard_path(tmp_path, 0)
+    table = parquet.read_table(path)
+    column = table.column_names.index("first_critical")
+    never = np.full(len(table), -1, np.int32)
+    spoilt = table.set_column(column, "first_critical", [never])
+    parquet.write_table(spoilt.replace_schema_metadata(parquet.read_metadata(path).metadata), path)
+    with pytest.raises(jfi.VerificationError, match="verification failed") as error:
+        jfi.run(plan, engine, tmp_path, {}, measure=measure, verify_pairs=300)
+    assert error.value.summary["verify"]["disagreements"] > 3
+
+
+def test_what_first_critical_tells_of_each_image():
+    engine = small()
+    image, first = np.array([0, 3, 4, 15, 15]), np.array([3, 3, 3, 3, -1])
+    assert engine.told(first, image, "full").tolist() == [0, 1, -1, -1, 0]
+    order = engine._order  # nearest to another answer first
+    found = engine.told(np.full(16, order[5]), order, "detect")
+    assert found.tolist() == [0] * 5 + [1] + [-1] * 10
+
+
+def test_outcomes_beyond_those_of_a_campaign_are_refused(tmp_path):
+    campaign_of(small(), tmp_path)
+    stray = records.shard_path(tmp_path, 7)
+    stray.write_bytes(records.shard_path(tmp_path, 0).read_bytes())
+    with pytest.raises(jfi.InputError, match=r"00007\.parquet is not of this campaign"):
+        campaign_of(small(), tmp_path)
