@@ -61,8 +61,15 @@ def read(eqn) -> Scan | None:
     """The parts of an equation that is a `scan`; None for any other."""
     if eqn.primitive.name != "scan":
         return None
-    p = eqn.params
-    return Scan(_flat(p["jaxpr"]), p["num_consts"], p["num_carry"], p["length"], p["reverse"])
+    body, p = _flat(eqn.params["jaxpr"]), eqn.params
+    # By shapes, as versions of JAX name the numbers otherwise: over time there is one axis more.
+    timed = sum(map(_is_longer, eqn.invars, body.jaxpr.invars))
+    carry = len(eqn.outvars) - sum(map(_is_longer, eqn.outvars, body.jaxpr.outvars))
+    return Scan(body, len(eqn.invars) - carry - timed, carry, p["length"], p["reverse"])
+
+
+def _is_longer(outside, inside) -> bool:
+    return len(outside.aval.shape) > len(inside.aval.shape)
 
 
 @lru_cache(maxsize=64)
