@@ -182,6 +182,8 @@ def _earlier(workdir: Path) -> dict:
 def _measured(summary: dict, network, images, accuracy: float) -> dict:
     """What this run measured; the rates only where it ran any fault itself."""
     measured = {"images": summary["images"], "golden_accuracy": round(accuracy, 4)}
+    if summary["subnormal"]:
+        measured["faults_of_subnormal_words"] = summary["subnormal"]
     if summary["run"]["faults"]:
         rate = summary["run"]["verdicts_per_second"]
         golden_rate = golden.golden_rate(network, images)

@@ -88,6 +88,16 @@ def differs(a, b):
     return to_bits(a) != to_bits(b) if has_words(a.dtype) else a != b
 
 
+def is_subnormal(x: np.ndarray) -> np.ndarray:
+    """bool: numbers that XLA's code for CPUs takes for zero: not 0, but below the least normal one.
+
+    Of float16 and the float8 types none are: they are computed in float32, where all are normal.
+    """
+    if x.dtype not in (np.float32, np.float64, jnp.bfloat16):
+        return np.zeros(x.shape, bool)
+    return (x != 0) & (np.abs(x) < jnp.finfo(x.dtype).smallest_normal)
+
+
 def masks(dtype, bit, polarity):
     """What a fault does to a word: `(keep, change)` with faulty = (word & keep) ^ change.
 

@@ -222,7 +222,8 @@ def run(
     Returns:
       `population`, `injections`, `estimates` (one object a unit), `verify`, `decided` (pairs by
       identity, certificate, inference, or never asked for as the fault was known critical),
-      `pairs` (of the sample, by outcome) and `run` (seconds and verdicts of this call).
+      `pairs` (of the sample, by outcome), `subnormal` (faults that make a word subnormal, which
+      XLA's code for CPUs takes for zero) and `run` (seconds and verdicts of this call).
 
     Raises:
       InputError: the work directory can't be used, or holds another campaign; a measure that is
@@ -236,7 +237,7 @@ def run(
     made_by = records.hash_json(own)
     ids, size = drawn(plan), shard_size(len(engine.images), measure)
     records.check_count(path, -(-plan.injections // size))
-    tally = Tally(plan, len(engine.images), measure)
+    tally = Tally(plan, engine, measure)
     started, ran, resumed = time.perf_counter(), 0, 0
     # Shards follow the order of layers; in random order the estimate so far speaks for all.
     for number in np.random.default_rng(plan.seed).permutation(-(-plan.injections // size)):
@@ -287,6 +288,7 @@ def summary(
         "verify": {**checked._asdict(), "bound": checked.bound},
         "decided": tally.decided,
         "pairs": tally.pairs,
+        "subnormal": tally.subnormal,
         "run": {
             "faults": ran,
             "seconds": seconds,
@@ -307,21 +309,14 @@ def run_shard(path, number, ids, space, engine, measure, identity, keep_bits=Fal
 class Tally:
     """Counts over the shards read so far."""
 
-    def __init__(self, plan: Plan, images: int, measure: str):
-        self.plan, self.images = plan, images
+    def __init__(self, plan: Plan, engine: Engine, measure: str):
+        self.plan, self.engine, self.images = plan, engine, len(engine.images)
         self.classes = TOLD[measure]
-        self.columns = (
-            "site",
-            "bit",
-            "decided",
-            "inferred",
-            "certified",
-            "first_critical",
-            *self.classes,
-        )
+        how = "decided", "inferred", "certified", "first_critical"
+        self.columns = (*Faults._fields, *how, *self.classes)
         self.injections = np.zeros_like(plan.population)
         self.critical = np.zeros_like(plan.population)
-        self.pairs = dict.fromkeys(self.classes, 0)
+        self.pairs, self.subnormal = dict.fromkeys(self.classes, 0), 0
         self.decided = dict.fromkeys(("identity", "certificate", "inference", "not_asked"), 0)
 
     def add(self, shard: Mapping[str, np.ndarray]) -> None:
@@ -330,6 +325,9 @@ class Tally:
         np.add.at(self.critical, cell, shard["first_critical"] >= 0)
         for name in self.classes:
             self.pairs[name] += int(shard[name].sum(dtype=np.int64))
+        faults = Faults(*(shard[name] for name in Faults._fields))
+        broken = shard["decided"] != records.IDENTITY
+        self.subnormal += int((self.engine.subnormal(faults) & broken).sum())
         same = int((shard["decided"] == records.IDENTITY).sum()) * self.images
         inferred, certified = (int(shard[n].sum(dtype=np.int64)) for n in ("inferred", "certified"))
         rest = len(shard["site"]) * self.images - same - inferred - certified

@@ -349,6 +349,13 @@ class Engine:
             same[rows] = bits.to_bits(golden) == bits.to_bits(faulty)
         return same
 
+    def subnormal(self, faults: Faults) -> np.ndarray:
+        """bool [F]: the faulty word is subnormal (`bits.is_subnormal`); not known at run time."""
+        found = np.zeros(faults.site.size, bool)
+        for number, rows in by_site(faults, np.flatnonzero(~self._at_run_time[faults.site])):
+            found[rows] = bits.is_subnormal(self._change(number, take(faults, rows))[0])
+        return found
+
     def program(self, site: int) -> SiteProgram:
         """The compiled programs of a site, by its position in `sites`."""
         if site not in self._programs:

@@ -114,7 +114,7 @@ class _Answers:
         self.identity = identity
         self.path, self.plan, self.engine = path, plan, engine
         self.measure, self.progress = measure, progress
-        self.tally = Tally(plan, len(engine.images), measure)
+        self.tally = Tally(plan, engine, measure)
         self.ids: list[np.ndarray] = []
         self.ran = 0
 

@@ -203,5 +203,6 @@ def _describe(engine: Engine, fault: Faults, image: np.ndarray, slow: np.ndarray
     site, index, bit, polarity = (column[0] for column in fault)
     return (
         f"{engine.sites[site].name} index {index} bit {bit} {bits.POLARITIES[polarity]} on image "
-        f"{image[0]}: logits {engine.pairs(fault, image).logits[0]}, naively {slow}{_ON_RECORD[int(told)]}"
+        f"{image[0]}: logits {engine.pairs(fault, image).logits[0]}, naively {slow}"
+        f"{_ON_RECORD[int(told)]}"
     )

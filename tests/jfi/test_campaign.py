@@ -131,3 +131,14 @@ def test_outcomes_beyond_those_of_a_campaign_are_refused(tmp_path):
     stray.write_bytes(records.shard_path(tmp_path, 0).read_bytes())
     with pytest.raises(jfi.InputError, match=r"00007\.parquet is not of this campaign"):
         campaign_of(small(), tmp_path)
+
+
+def test_faults_of_subnormal_words_are_counted(tmp_path):
+    """By hand: an exponent of 0 and a mantissa that is not."""
+    engine = small()
+    engine.network.params["c"][0] = 0.0
+    found = campaign_of(engine, tmp_path, "exhaustive", measure="critical")
+    words = np.concatenate([leaf.ravel() for leaf in engine.network.params.values()])
+    flipped = words.view(np.uint32)[:, None] ^ (np.uint32(1) << np.arange(32, dtype=np.uint32))
+    subnormal = (flipped >> 23 & 0xFF == 0) & (flipped & 0x7FFFFF != 0)
+    assert found["subnormal"] == subnormal.sum() >= 4 * 23

@@ -1,0 +1,264 @@
+"""Random networks, every measure judged by a naive jitted re-run.
+
+    python tests/jfi/differential.py --minutes 60 --seed 0
+
+Of random words of random leaves every bit is flipped, and some are stuck. What is right is said by
+writing the faulty word into the leaf and running the whole network on all images. Left out are
+pairs whose answer float rounding can move: naive runs whose every operand is moved by an epsilon
+(`jfi.rounding.shaken`) tell which. Networks run on one and two devices in turn. Ends with status 1
+at a wrong verdict or an error.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import time
+import traceback
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
+import jax
+import numpy as np
+from random_networks import IMAGES, Net, draw
+
+import jfi
+from jfi import bits, rounding, verify
+from jfi.compiling import jit
+from jfi.faults import Faults
+from jfi.hardware import hardware
+
+MEASURES = ("full", "critical", "detect", "radii")
+WORDS, MOST_SITES, SHAKES, VERIFIED, BOUNDARY = 8, 3, 3, 40, 24
+FAR, LEAST = 4, 1e-5  # a verdict is sure from so many spreads, and this share of the logits, on
+
+
+class Naive:
+    """The network run as it was drawn, and with every operand moved by an epsilon."""
+
+    def __init__(self, net: Net, program):
+        self.net, self._plain = net, jit(net.apply)
+
+        def shaken(params, image, seed):
+            return rounding.shaken(program, jax.tree.leaves(params), image[None], seed)[0]
+
+        over_images = jax.vmap(shaken, (None, 0, None))
+        self._shaken = jit(jax.vmap(over_images, (None, None, 0)))
+        self.golden = self.logits({})
+        self.certain = certain(self.golden[None], self.shakes({})[None])[0]
+
+    def logits(self, faulty: dict[str, np.ndarray]) -> np.ndarray:
+        """[B, C], some leaves replaced."""
+        return np.asarray(self._plain({**self.net.params, **faulty}, self.net.images))
+
+    def shakes(self, faulty: dict[str, np.ndarray]) -> np.ndarray:
+        """[S, B, C], the same shaken."""
+        seeds = np.arange(SHAKES, dtype=np.uint32)
+        return np.asarray(self._shaken({**self.net.params, **faulty}, self.net.images, seeds))
+
+    def judged(self, leaves) -> "Right":
+        """What is right of F faulty leaves, each a dict of one."""
+        logits = np.array([self.logits(leaf) for leaf in leaves])
+        shakes = np.array([self.shakes(leaf) for leaf in leaves])
+        critical = logits.argmax(-1) != self.golden.argmax(-1)
+        with np.errstate(invalid="ignore"):
+            off = np.abs(logits.astype(float) - self.golden)
+            moved = (off > allowed(logits, shakes)[..., None]).any(-1)
+        return Right(logits, critical, certain(logits, shakes) & self.certain, moved)
+
+
+class Right(NamedTuple):
+    """What naive runs say of F faults on B images.
+
+    logits [F, B, C]; critical, sure bool [F, B]: whether it is, and whether rounding can't move it;
+    moved bool [F, B]: the logits differ from golden by more than rounding.
+    """
+
+    logits: np.ndarray
+    critical: np.ndarray
+    sure: np.ndarray
+    moved: np.ndarray
+
+
+def allowed(logits, shakes) -> np.ndarray:
+    """[F, B]: how far rounding may move logits [F, B, C], of which `shakes` [F, S, B, C] tell."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(shakes.astype(float) - logits[:, None]).max((1, 3))
+        return FAR * apart + LEAST * np.maximum(1, np.abs(logits).max(-1))
+
+
+def certain(logits, shakes) -> np.ndarray:
+    """bool [F, B]: the answer is clear, or not finite in the same way in all runs."""
+    with np.errstate(invalid="ignore"):
+        second, first = np.sort(logits.astype(float), -1)[..., -2:].transpose(2, 0, 1)
+        clear = first - second > allowed(logits, shakes)
+    finite = np.isfinite(logits).all(-1) & np.isfinite(shakes).all((1, 3))
+    alike = (_kind(logits)[:, None] == _kind(shakes)).all((1, 3)) & ~np.isfinite(logits).all(-1)
+    return np.where(finite, clear, alike)
+
+
+def _kind(values) -> np.ndarray:
+    """0 of finite numbers, 1 and -1 of infinities, 7 of NaN."""
+    return np.where(np.isfinite(values), 0, np.nan_to_num(values, nan=7, posinf=1, neginf=-1))
+
+
+def faults_of(rng: np.random.Generator, sites) -> Faults:
+    """Every bit of random words, flipped and (some) stuck."""
+    rows = []
+    for _ in range(WORDS):
+        number = int(rng.integers(len(sites)))
+        index = int(rng.integers(sites[number].words))
+        rows += [(number, index, bit, bits.FLIP) for bit in range(sites[number].width)]
+        rows += [(number, index, bit, bit % 2) for bit in range(sites[number].width)[::5]]
+    types = (np.int32, np.int64, np.int16, np.int8)
+    columns = zip(zip(*rows, strict=True), types, strict=True)
+    return Faults(*(np.array(column, kind) for column, kind in columns))
+
+
+def broken(params: dict, site, index: int, bit: int, polarity: int) -> dict[str, np.ndarray]:
+    """The leaf of a site with one bit broken, by name."""
+    leaf = np.array(params[site.name])
+    word = leaf.reshape(-1).view(f"u{leaf.itemsize}")
+    one = word.dtype.type(1 << int(bit))
+    low, high = word[index] & ~one, word[index] | one
+    word[index] = {bits.FLIP: word[index] ^ one, bits.STUCK_AT_0: low, bits.STUCK_AT_1: high}[
+        int(polarity)
+    ]
+    return {site.name: leaf}
+
+
+def at_the_boundary(rng, engine, naive: Naive) -> str:
+    """The first word that is moved by just less than its radius and changes the answer; or ""."""
+    top = naive.golden.argmax(-1)
+    for number, site in enumerate(engine.sites):
+        codes = engine._pruner.starts[number].radii.codes(engine.images)
+        if codes is None:
+            continue
+        radii = (codes.astype(np.uint32) << 16).view(np.float32)  # rounded down
+        golden = engine.network.values(site)
+        for index in rng.permutation(site.words)[:BOUNDARY]:
+            for image, sign in itertools.product(range(IMAGES), (-1, 1)):
+                leaf = golden.copy()
+                leaf.flat[index] += sign * np.float32(0.999) * radii[index, image]
+                faulty = {site.name: leaf}
+                if naive.logits(faulty)[image].argmax() == top[image]:
+                    continue
+                if naive.judged([faulty]).sure[0, image]:
+                    return f"{site.name} index {index}, {sign} x 0.999 x {radii[index, image]}"
+    return ""
+
+
+class Verdict(NamedTuple):
+    """Of one network: pairs judged by each measure, those that rounding decides, what is wrong."""
+
+    pairs: int
+    unsure: int
+    wrong: list[str]
+
+
+def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
+    """Run the network of a seed by every measure."""
+    net = draw(seed, focus)
+    rng = np.random.default_rng([seed, 1])
+    network = jfi.network(net.apply, net.params, net.images[0])
+    known = network.parameters
+    sites = tuple(known[k] for k in sorted(rng.permutation(len(known))[:MOST_SITES]))
+    faults = faults_of(rng, sites)
+    naive = Naive(net, network.program)
+    right = naive.judged(
+        [broken(net.params, sites[number], *rest) for number, *rest in zip(*faults, strict=True)]
+    )
+    own = hardware(jax.local_devices()[:devices])
+    engine = jfi.Engine(network, net.images, np.zeros(IMAGES, int), sites, hardware=own)
+    wrong = []
+    for measure in MEASURES:
+        bad = _judged(engine, faults, right, measure)
+        if bad.any():
+            row, *image = np.argwhere(bad)[0]
+            wrong.append(
+                f"{measure}: {bad.sum()} of {bad.size} wrong, first "
+                f"{[int(column[row]) for column in faults]} on {image}: naively {right.logits[row]}"
+            )
+    if found := at_the_boundary(rng, engine, naive):
+        wrong.append(f"radius of {found}")
+    checked = rng.permutation(faults.site.size)[:VERIFIED]
+    some = Faults(*(column[checked] for column in faults))
+    done = verify.verify(engine, some, rng.integers(0, IMAGES, checked.size), "critical")
+    if done.disagreements:
+        wrong.append(f"verification: {done.worst}")
+    where = f"seed {seed}, {devices} devices, {net.words}: "
+    return Verdict(right.sure.size, int((~right.sure).sum()), [where + line for line in wrong])
+
+
+def _judged(engine, faults: Faults, right: Right, measure: str) -> np.ndarray:
+    """bool: which verdicts of a measure are wrong beyond rounding."""
+    if measure == "radii":
+        engine.make_radii()
+    detect = measure == "detect"
+    done = engine.run(faults, "critical" if measure == "radii" else measure, keep_bits=not detect)
+    if detect:
+        surely = (right.critical & right.sure).any(1)
+        never = (~right.critical & right.sure).all(1)
+        return np.where(done.critical > 0, never, surely)[:, None]
+
+    def unpacked(packed):
+        return np.unpackbits(packed, axis=1)[:, :IMAGES].astype(bool)
+
+    bad = (unpacked(done.critical_bits) != right.critical) & right.sure
+    if measure == "full":
+        bad |= unpacked(done.masked_bits) & right.moved & right.sure
+    return bad
+
+
+class Total(NamedTuple):
+    programs: int
+    pairs: int
+    unsure: int
+    refused: int
+    wrong: list[str]
+
+
+def search(seeds, *, until: float = np.inf, focus: tuple[str, ...] = (), devices=(1,)) -> Total:
+    """Judge the networks of `seeds` until the clock (`time.monotonic`) says `until`."""
+    programs = pairs = unsure = refused = 0
+    wrong: list[str] = []
+    for seed in seeds:
+        if time.monotonic() > until:
+            break
+        try:
+            found = judge(seed, focus, devices[seed % len(devices)])
+        except jfi.InputError as error:
+            refused += 1
+            if "--verbose" in sys.argv:
+                print(f"seed {seed} refused: {error}", flush=True)
+            continue
+        except Exception:
+            found = Verdict(0, 0, [f"seed {seed}: {traceback.format_exc()}"])
+        for line in found.wrong:
+            print(line, flush=True)
+        programs, pairs, unsure = programs + 1, pairs + found.pairs, unsure + found.unsure
+        wrong += found.wrong
+        jax.clear_caches()
+    return Total(programs, pairs, unsure, refused, wrong)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the first network")
+    parser.add_argument("--programs", type=int, default=10**9)
+    parser.add_argument("--minutes", type=float, default=np.inf)
+    parser.add_argument("--verbose", action="store_true")
+    args = parser.parse_args()
+    seeds = range(args.seed, args.seed + args.programs)
+    total = search(seeds, until=time.monotonic() + 60 * args.minutes, devices=(1, 2))
+    print(
+        f"{total.programs} programs, {total.refused} refused, {len(MEASURES)} measures of "
+        f"{total.pairs} pairs, {total.unsure} left to rounding; {len(total.wrong)} wrong"
+    )
+    return 1 if total.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
