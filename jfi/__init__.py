@@ -8,9 +8,9 @@ from jfi.campaign import plan, plan_listed, run
 from jfi.engine import Engine
 from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
-from jfi.faults import Faults, FaultSpace, Site
+from jfi.faults import Faults, FaultSpace, Site, fault_list, read_fault_list
 from jfi.sampling import Request
-from jfi.sites import network, select
+from jfi.sites import listable, network, select
 
 __all__ = [
     "Engine",
@@ -21,9 +21,12 @@ __all__ = [
     "Request",
     "Site",
     "VerificationError",
+    "fault_list",
+    "listable",
     "network",
     "plan",
     "plan_listed",
+    "read_fault_list",
     "run",
     "select",
 ]

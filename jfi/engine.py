@@ -14,8 +14,8 @@ import numpy as np
 from jfi import bits, outcomes, taps
 from jfi import screen as screening
 from jfi.chunks import blocks, chunks, filled_up
-from jfi.errors import InputError
-from jfi.faults import Faults, Site
+from jfi.errors import InputError, kind
+from jfi.faults import Faults, Site, check_faults, check_range
 from jfi.golden import golden_run
 from jfi.hardware import Hardware
 from jfi.hardware import hardware as all_devices
@@ -97,9 +97,11 @@ class Engine:
           keep_bits: also keep which images each fault is critical for, and masked if told.
 
         Raises:
-          InputError: an unknown measure; `full` of an engine that screens.
+          InputError: an unknown measure; `full` of an engine that screens; a fault that is none
+            of the sites', naming its column and row (`jfi.faults.check_faults`).
         """
         check_measure(measure, self.screen)
+        faults = check_faults(faults, self.sites)
         codes = np.empty((faults.site.size, len(self.images)), np.uint8)
         # A fault that leaves its word as it is needs no run: masked, and top-1 is the golden one.
         codes[:] = np.where(self.golden.top1 == self.labels, outcomes.CORRECT, 0)
@@ -147,7 +149,7 @@ class Engine:
             for part in self.image_blocks(number):
                 images = np.arange(part.start, part.stop)
                 for some in _parts(rows, images.size):
-                    pairs = self.pairs(
+                    pairs = self._pairs(
                         take(faults, np.repeat(some, images.size)), np.tile(images, some.size)
                     )
                     codes[some, part] = pairs.codes.reshape(some.size, -1)
@@ -185,14 +187,18 @@ class Engine:
         Returns:
           Codes uint8 [P], of which only the flags count, and bool [P], certified. Radii are used
           whether they pay or not: this is for verifying them.
+
+        Raises:
+          InputError: as of `pairs`.
         """
+        faults, image = self.check_pairs(faults, image)
         codes = np.zeros((image.size, len(self.images)), np.uint8)
         only = np.zeros(codes.shape, bool)
         pair = np.arange(image.size), image
         only[pair] = True
         at_run_time = self._at_run_time[faults.site]
         whole = np.flatnonzero(at_run_time)
-        codes[whole, image[whole]] = self.pairs(take(faults, whole), image[whole]).codes
+        codes[whole, image[whole]] = self._pairs(take(faults, whole), image[whole]).codes
         inferred, _ = self._run_pruned(faults, np.flatnonzero(~at_run_time), codes, only=only)
         return codes[pair], (inferred == 0) & ~at_run_time
 
@@ -275,9 +281,9 @@ class Engine:
 
     def _screened(self, faults: Faults, image: np.ndarray) -> np.ndarray:
         """Codes of P pairs by reduced precision, and in full where it leaves a doubt."""
-        found = self.pairs(faults, image, reduced=True)
+        found = self._pairs(faults, image, reduced=True)
         doubt = np.flatnonzero(screening.doubtful(found.logits, self._threshold))
-        found.codes[doubt] = self.pairs(take(faults, doubt), image[doubt]).codes
+        found.codes[doubt] = self._pairs(take(faults, doubt), image[doubt]).codes
         return found.codes
 
     @cached_property
@@ -290,7 +296,7 @@ class Engine:
         flip = np.full(number.size, bits.FLIP, np.int8)
         faults = Faults(number, np.concatenate(words), np.concatenate(bit), flip)
         image = np.arange(number.size) % len(self.images)
-        both = (self.pairs(faults, image, reduced=way).logits for way in (False, True))
+        both = (self._pairs(faults, image, reduced=way).logits for way in (False, True))
         return screening.threshold(*both)
 
     def _radii(self, site: int, images, faults: int, wanted) -> np.ndarray | None:
@@ -311,7 +317,24 @@ class Engine:
 
         Args:
           reduced: in the precision of the screen.
+
+        Raises:
+          InputError: a fault that is none of the sites', or an image that there is not, naming
+            column and row; not one image a fault.
         """
+        return self._pairs(*self.check_pairs(faults, image), reduced=reduced)
+
+    def check_pairs(self, faults: Faults, image) -> tuple[Faults, np.ndarray]:
+        """P faults and their images int64 [P], checked. Raises InputError as `pairs` does."""
+        faults = check_faults(faults, self.sites)
+        image = check_range("image", image, len(self.images))
+        if image.shape != faults.site.shape:
+            raise InputError(
+                f"images {kind(image)} are not one a fault: there are {faults.site.size} faults"
+            )
+        return faults, image
+
+    def _pairs(self, faults: Faults, image: np.ndarray, *, reduced: bool = False) -> Pairs:
         golden = self.golden.logits
         logits = np.empty((image.size, golden.shape[1]), golden.dtype)
         found = Pairs(np.empty(image.size, np.uint8), logits)
@@ -341,7 +364,12 @@ class Engine:
         return faulty, distance(faulty, golden)
 
     def identity(self, faults: Faults) -> np.ndarray:
-        """bool [F]: the fault leaves its word as it is; not known of run-time values."""
+        """bool [F]: the fault leaves its word as it is; not known of run-time values.
+
+        Raises:
+          InputError: as of `run`.
+        """
+        faults = check_faults(faults, self.sites)
         same = np.zeros(faults.site.size, bool)
         for number, rows in by_site(faults, np.flatnonzero(~self._at_run_time[faults.site])):
             golden = self.network.values(self.sites[number]).ravel()[faults.index[rows]]
@@ -461,8 +489,19 @@ def _parts(rows: np.ndarray, images: int) -> list[np.ndarray]:
     return np.array_split(rows, -(-rows.size * images // PAIRS))
 
 
+def _array(what: str, values) -> np.ndarray:
+    """`values` as NumPy, where they are an array or make one."""
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError):  # random keys, rows of unequal length
+        found = np.array(None)
+    if found.dtype == object:
+        raise InputError(f"{what} are {kind(values)}; they must be one array, a row an image")
+    return found
+
+
 def _check_images(network: Network, images) -> np.ndarray:
-    images, wanted = np.asarray(images), network.program.x.aval
+    images, wanted = _array("images", images), network.program.x.aval
     if images.shape[1:] != wanted.shape[1:] or images.dtype != wanted.dtype or not len(images):
         raise InputError(
             f"images have shape {images.shape} and dtype {images.dtype}; "
@@ -472,7 +511,7 @@ def _check_images(network: Network, images) -> np.ndarray:
 
 
 def _check_labels(labels, logits_shape: tuple[int, int]) -> np.ndarray:
-    labels, (images, classes) = np.asarray(labels), logits_shape
+    labels, (images, classes) = _array("labels", labels), logits_shape
     if labels.shape != (images,) or labels.dtype.kind not in "iu":
         raise InputError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}; "

@@ -9,15 +9,15 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jfi import bits as jbits
-from jfi.errors import InputError
+from jfi.errors import InputError, kind
 
 # By name, its polarities. The last three are of spiking neurons, whose function they change: it
 # never fires, fires at every step, or at other times (SpikingJET, ETS 2024, section IV).
@@ -36,6 +36,7 @@ MODEL_SITES = {
 }
 
 COLUMNS = ("site", "index", "bit", "polarity")
+_DTYPES = (np.int32, np.int64, np.int16, np.int8)
 
 
 class Site(NamedTuple):
@@ -123,7 +124,7 @@ class FaultSpace:
         Raises:
             InputError: an id that is not an integer in [0, N), naming its row.
         """
-        ids = _check_range("fault id", ids, self.size)
+        ids = check_range("fault id", ids, self.size)
         site = np.searchsorted(self._ends, ids, side="right")
         rest, polarity = np.divmod(ids - self._starts[site], len(self.polarities))
         index, bit = np.divmod(rest, self._bit_counts[site])
@@ -140,11 +141,11 @@ class FaultSpace:
         Raises:
             InputError: a fault that is not in the space, naming its row and field.
         """
-        site = _check_range("site", faults.site, len(self.sites))
+        site = check_range("site", faults.site, len(self.sites))
         words = np.array([s.words for s in self.sites], np.int64)
-        index = _check_range("index", faults.index, words[site])
+        index = check_range("index", faults.index, words[site])
         bit = _rank("bit", faults.bit, self.bits)
-        _check_range("bit", faults.bit, self.widths[site])
+        check_range("bit", faults.bit, self.widths[site])
         polarity = _rank("polarity", faults.polarity, self.polarities)
         return self._id(site, index, bit, polarity)
 
@@ -155,8 +156,8 @@ class FaultSpace:
             InputError: a site or bit that does not exist.
         """
         sites, widest = self.cells.shape
-        rows = slice(None) if site is None else _check_range("site", site, sites)
-        columns = slice(None) if bit is None else _check_range("bit", bit, widest)
+        rows = slice(None) if site is None else check_range("site", site, sites)
+        columns = slice(None) if bit is None else check_range("bit", bit, widest)
         return int(self.cells[rows, columns].sum())
 
     def stratum_ids(self, site: int | None, bit: int | None, k) -> np.ndarray:
@@ -170,7 +171,7 @@ class FaultSpace:
             InputError: a site or bit that does not exist, or a `k` beyond the stratum, by row.
         """
         size = self.stratum_size(site, bit)
-        k = _check_range(f"fault of {self._describe(site, bit)}, number", k, size)
+        k = check_range(f"fault of {self._describe(site, bit)}, number", k, size)
         if bit is None:
             return k if site is None else k + self._starts[site]
         if site is None:
@@ -203,6 +204,47 @@ class FaultSpace:
         return self._ends - self.site_sizes
 
 
+def check_faults(faults: Faults, sites: Sequence[Site]) -> Faults:
+    """F faults, their `site` a position in `sites`, as NumPy columns of the dtypes of `Faults`.
+
+    Raises:
+        InputError: columns that are not flat or of one length, or a fault that is none of the
+            sites, naming its column, row and value, and the range.
+    """
+    if not isinstance(faults, Faults):
+        raise InputError(
+            f"faults are {kind(faults)}, not jfi.Faults: make them with jfi.fault_list"
+        )
+    faults = Faults(*map(_integers, COLUMNS, faults))
+    shapes = [column.shape for column in faults]
+    if faults.site.ndim != 1 or len(set(shapes)) != 1:
+        forms = ", ".join(
+            f"{name} {list(shape)}" for name, shape in zip(COLUMNS, shapes, strict=True)
+        )
+        raise InputError(f"faults have columns {forms}; they must be flat and of one length")
+    site = check_range("site", faults.site, len(sites))
+    words = np.array([site.words for site in sites], np.int64)
+    widths = np.array([site.width for site in sites], np.int64)
+    index = check_range("index", faults.index, words[site])
+    bit = check_range("bit", faults.bit, widths[site])
+    polarity = check_range("polarity", faults.polarity, len(jbits.POLARITIES))
+    columns = zip((site, index, bit, polarity), _DTYPES, strict=True)
+    return Faults(*(column.astype(dtype, copy=False) for column, dtype in columns))
+
+
+def fault_list(rows: Iterable[tuple[str, Any, int, str]], sites: Sequence[Site]) -> Faults:
+    """F faults from rows (site, index, bit, polarity), in their order.
+
+    `site` is the name of one of `sites`; `index` the position of the word in it, C order, or one
+    position an axis; `bit` its number; `polarity` one of jfi.bits.POLARITIES.
+
+    Raises:
+        InputError: a row that names no fault of the sites: with its number, the value and what
+            would be right.
+    """
+    return _listed(((f"fault {n}", row) for n, row in enumerate(rows)), sites)
+
+
 def read_fault_list(path: str | Path, sites: Sequence[Site]) -> Faults:
     """The faults listed in a CSV file with the columns site, index, bit and polarity.
 
@@ -217,11 +259,15 @@ def read_fault_list(path: str | Path, sites: Sequence[Site]) -> Faults:
     rows = _read_rows(Path(path))
     if not rows:
         raise InputError(f"fault list {path} has no faults below its header")
+    return _listed(((f"fault list {path}, line {n}", row) for n, row in rows), sites)
+
+
+def _listed(rows: Iterable[tuple[str, Sequence[Any]]], sites: Sequence[Site]) -> Faults:
+    """The faults of rows, each with where it is from."""
     numbers = {site.name: i for i, site in enumerate(sites)}
-    parsed = [_parse_row(f"fault list {path}, line {n}", row, sites, numbers) for n, row in rows]
-    columns = zip(*parsed, strict=True)
-    dtypes = (np.int32, np.int64, np.int16, np.int8)
-    return Faults(*(np.array(c, dtype) for c, dtype in zip(columns, dtypes, strict=True)))
+    parsed = [_parse_row(where, row, sites, numbers) for where, row in rows]
+    columns = zip(*parsed, strict=True) if parsed else [()] * len(COLUMNS)
+    return Faults(*(np.array(c, dtype) for c, dtype in zip(columns, _DTYPES, strict=True)))
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -242,8 +288,10 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _parse_row(
-    where: str, row: list[str], sites: Sequence[Site], numbers: dict[str, int]
+    where: str, row: Sequence[Any], sites: Sequence[Site], numbers: dict[str, int]
 ) -> tuple[int, int, int, int]:
+    if not isinstance(row, tuple | list):
+        raise InputError(f"{where} is {kind(row)}, not one of {COLUMNS}")
     if len(row) != len(COLUMNS):
         raise InputError(f"{where}: {len(row)} cells, not the {len(COLUMNS)} of {COLUMNS}")
     name, index, bit, polarity = row
@@ -254,16 +302,28 @@ def _parse_row(
     site = sites[numbers[name]]
     return (
         numbers[name],
-        _parse_integer(f"{where}: index of {name}", index, site.words),
+        _parse_index(f"{where}: index of {name}", index, site),
         _parse_integer(f"{where}: bit of {name}", bit, site.width),
         jbits.POLARITIES.index(polarity),
     )
 
 
-def _parse_integer(what: str, text: str, end: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) >= end:
-        raise InputError(f"{what} is {text!r}, not an integer from 0 to {end - 1}")
-    return int(text)
+def _parse_index(what: str, index: Any, site: Site) -> int:
+    """A position in C order, given as such or as one position an axis."""
+    if not isinstance(index, tuple | list):
+        return _parse_integer(what, index, site.words)
+    if len(index) != len(site.shape):
+        raise InputError(f"{what} is {index!r}, not {len(site.shape)} positions in {site.shape}")
+    axes = zip(index, site.shape, strict=True)
+    at = [_parse_integer(f"{what}, axis {n}", i, end) for n, (i, end) in enumerate(axes)]
+    return int(np.ravel_multi_index(at, site.shape)) if at else 0
+
+
+def _parse_integer(what: str, value: Any, end: int) -> int:
+    number = int(value) if isinstance(value, int | np.integer) else value
+    if not re.fullmatch(r"[0-9]{1,18}", str(number)) or int(number) >= end:
+        raise InputError(f"{what} is {number!r}, not an integer from 0 to {end - 1}")
+    return int(number)
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -288,17 +348,25 @@ def _choice(what: str, values: Sequence[int], end: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _check_range(what: str, values, end) -> np.ndarray:
+def check_range(what: str, values, end) -> np.ndarray:
     """`values` as int64, if they are integers in [0, end); `end` broadcasts against them."""
-    values = np.asarray(values)
-    if values.dtype.kind not in "iu" and values.size:
-        raise InputError(f"{what} has dtype {values.dtype}, not an integer dtype")
+    values = _integers(what, values)
     bad = (values < 0) | (values >= end)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         limit = int(np.broadcast_to(end, values.shape).flat[row])
         raise InputError(f"{what} {values.flat[row]} in row {row} is not in 0 to {limit - 1}")
     return values.astype(np.int64)
+
+
+def _integers(what: str, values) -> np.ndarray:
+    try:
+        values = np.asarray(values)
+    except (TypeError, ValueError):  # rows of unequal length
+        raise InputError(f"{what} is {kind(values)}, not an array of integers") from None
+    if values.dtype.kind not in "iu" and values.size:
+        raise InputError(f"{what} has dtype {values.dtype}, not an integer dtype")
+    return values
 
 
 def _rank(what: str, values, choice: tuple[int, ...]) -> np.ndarray:

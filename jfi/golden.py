@@ -10,7 +10,7 @@ import numpy as np
 from jfi import rounding
 from jfi.chunks import chunks, filled_up
 from jfi.compiling import jit
-from jfi.errors import InputError
+from jfi.errors import InputError, kind
 from jfi.program import run
 from jfi.rounding import close
 from jfi.sites import Network
@@ -35,7 +35,8 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
     """The fault-free run of images [B, ...], checked.
 
     Raises:
-      InputError: an output that is not finite, or that depends on the rest of the batch.
+      InputError: an output that is not finite, is not one row an image, or depends on the rest of
+        the batch.
     """
     batch = min(BATCH, len(images))
     together = _rows(jit(network.apply), network.params, images, batch)
@@ -71,7 +72,13 @@ def allowances(network: Network, images: np.ndarray) -> np.ndarray:
 def _rows(of, params, images: np.ndarray, batch: int) -> np.ndarray:
     """A row [B, ...] of every image, so many images at a time."""
     parts = (filled_up(images[part], batch) for part in chunks(len(images), batch))
-    return np.concatenate([np.asarray(of(params, part)) for part in parts])[: len(images)]
+    found = [np.asarray(of(params, part)) for part in parts]
+    if len(found[0]) != batch:
+        raise InputError(
+            f"apply returned {kind(found[0])} for {batch} images; it must return logits "
+            f"[{batch}, C], one row an image"
+        )
+    return np.concatenate(found)[: len(images)]
 
 
 def _alone(apply, params, images):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -75,13 +76,24 @@ class Hardware(NamedTuple):
     def share(self, values: Any) -> Any:
         """`values`, a pytree of arrays, on all devices."""
         if self.count > 1 and self.mesh.devices.flat[0].platform == "cpu":
-            values = jax.tree.map(np.asarray, jax.device_put(values, self.mesh.devices.flat[0]))
+            first = jax.device_put(values, self.mesh.devices.flat[0])
+            values = jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), first)
         return jax.device_put(values, NamedSharding(self.mesh, SHARED), may_alias=True)
 
     def zeros(self, rows: int, aval) -> jax.Array:
         """Zeros [rows a device, ...], spread."""
         shape = (self.count * rows, *aval.shape)
         return jax.numpy.zeros(shape, aval.dtype, device=NamedSharding(self.mesh, SPREAD))
+
+
+def is_key(value: Any) -> bool:
+    """Whether an array holds random keys, which are no numbers."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def host(value: Any) -> np.ndarray:
+    """An array as NumPy; of random keys, their words."""
+    return np.asarray(jax.random.key_data(value) if is_key(value) else value)
 
 
 def hardware(devices: Sequence[jax.Device] | None = None, **options: Any) -> Hardware:

@@ -148,6 +148,7 @@ def verify(
       recorded: int8 [P], what was recorded of them: critical 1, not critical 0, unsaid -1. It is
         compared as the engine's `critical` is.
     """
+    faults, image = engine.check_pairs(faults, image)
     if not image.size:
         return Verification(0, 0, 0, 0)
     slow = naive(engine, faults, image)

@@ -208,7 +208,7 @@ def test_identity_is_masked_without_a_run(monkeypatch):
     faults = space.decode(np.arange(0, 6400))
     same = runner.identity(faults)
     assert same.sum() * 2 == same.size  # one of the two polarities, whatever the word
-    monkeypatch.setattr(runner, "pairs", None)
+    monkeypatch.setattr(runner, "_pairs", None)
     done = runner.run(engine.take(faults, np.flatnonzero(same)))
     assert (done.masked == len(IMAGES)).all()
     assert (done.correct == (runner.golden.top1 == LABELS).sum()).all()
@@ -277,6 +277,11 @@ BAD = [
     (dict(images=IMAGES[:0]), r"images have shape \(0,"),
     (dict(labels=LABELS[:3]), r"labels have shape \(3,\).*11 integers"),
     (dict(labels=LABELS * 0 + 5), "label 5 is out of range; the classes are 0 to 4"),
+    (dict(images={"pixels": IMAGES}), "images are dict of 'pixels'; they must be one array"),
+    (dict(images=[IMAGES[0], IMAGES[1][:3]]), "images are list of 2; they must be one array"),
+    (dict(images=(IMAGES, IMAGES)), r"images have shape \(2, 11, 8, 8, 3\)"),
+    (dict(images=jax.random.key(0)), r"images are key<fry>\[\]; they must be one array"),
+    (dict(labels=[[1], [1, 2]]), "labels are list of 2; they must be one array"),
     (dict(images=IMAGES * np.float32(np.nan)), "golden output of image 0 .* must be finite"),
 ]
 
@@ -331,3 +336,79 @@ def test_bad_pattern():
         jfi.select(network, "conv")
     with pytest.raises(jfi.InputError, match="is not a regular expression"):
         jfi.select(network, "conv(")
+
+
+def test_an_output_that_is_not_one_row_an_image():
+    apply = lambda p, x: (x.reshape(len(x), -1) @ p["w"]).sum(0, keepdims=True)  # noqa: E731
+    network = jfi.network(apply, {"w": normal(192, 5)}, IMAGES[0])
+    with pytest.raises(jfi.InputError, match=r"float32\[1, 5\] for 11 images; .* \[11, C\]"):
+        jfi.Engine(network, IMAGES, LABELS, network.sites)
+
+
+NO_FAULTS = [
+    ((-1, 0, 0, 2), "site -1 in row 1 is not in 0 to 3"),
+    ((4, 0, 0, 2), "site 4 in row 1 is not in 0 to 3"),
+    ((0, -1, 0, 2), "index -1 in row 1 is not in 0 to 2303"),
+    ((0, 2304, 0, 2), "index 2304 in row 1 is not in 0 to 2303"),
+    ((1, 0, 16, 2), "bit 16 in row 1 is not in 0 to 15"),
+    ((0, 0, -1, 2), "bit -1 in row 1 is not in 0 to 31"),
+    ((0, 0, 0, 5), "polarity 5 in row 1 is not in 0 to 4"),
+    ((0, 0.5, 0, 2), "index has dtype float64, not an integer"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), NO_FAULTS)
+def test_a_fault_that_there_is_not_is_refused(row, message):
+    runner = make("plain")
+    faults = Faults(*(np.array([good, bad]) for good, bad in zip((0, 0, 0, 2), row, strict=True)))
+    image = np.zeros(2, int)
+    calls = [lambda m=m: runner.run(faults, m) for m in engine.MEASURES]
+    calls += [lambda: runner.pairs(faults, image), lambda: runner.critical_pairs(faults, image)]
+    calls += [lambda: runner.identity(faults), lambda: verify.verify(runner, faults, image)]
+    for call in calls:
+        with pytest.raises(jfi.InputError, match=message):
+            call()
+
+
+def test_columns_and_images_that_do_not_fit_are_refused():
+    runner = make("plain")
+    fault = Faults(*(np.array([value]) for value in (0, 0, 0, 2)))
+    images = [([11], "image 11 in row 0 is not in 0 to 10"), ([-1], "image -1"), ([0.5], "float64")]
+    images += [([0, 0], r"images int64\[2\] are not one a fault: there are 1 faults")]
+    for image, message in images:
+        for run in (runner.pairs, runner.critical_pairs):
+            with pytest.raises(jfi.InputError, match=message):
+                run(fault, np.array(image))
+    bad = [
+        (
+            fault._replace(index=np.zeros(2, int)),
+            r"index \[2\].*; they must be flat and of one len",
+        ),
+        (Faults(*(column[None] for column in fault)), "must be flat"),
+        (fault._replace(bit=[[1], [1, 2]]), "bit is list of 2, not an array of integers"),
+        (None, "faults are None, not jfi.Faults"),
+    ]
+    for faults, message in bad:
+        with pytest.raises(jfi.InputError, match=message):
+            runner.run(faults)
+    lists = runner.run(Faults([0], [0], [30], [2]))
+    np.testing.assert_array_equal(lists.critical, runner.run(fault._replace(bit=[30])).critical)
+
+
+@pytest.mark.parametrize("activation", [linen.relu, linen.gelu, linen.tanh])
+def test_a_bfloat16_cnn_with_float32_logits_is_taken(activation):
+    """Its logits are rounded by far more than their own type would say."""
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = activation(linen.Conv(16, (3, 3), dtype=jnp.bfloat16)(x))
+            x = activation(linen.Conv(8, (3, 3), strides=2, dtype=jnp.bfloat16)(x))
+            return linen.Dense(5)(x.reshape(len(x), -1)).astype(jnp.float32)
+
+    params = Net().init(jax.random.key(0), IMAGES[:1])
+    network = jfi.network(Net().apply, params, IMAGES[0])
+    runner = jfi.Engine(network, IMAGES, LABELS, jfi.select(network))
+    faults = every_bit(runner, words=1, polarities=(2,))
+    image = RNG.integers(0, len(IMAGES), faults.site.size)
+    assert verify.verify(runner, faults, image).disagreements == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jfi.bits import POLARITIES
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site, read_fault_list
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site, fault_list, read_fault_list
 
 SITES = [Site("conv1/kernel", (3, 2), np.dtype("f4")), Site("scale", (4,), np.dtype("i1"))]
 DTYPES = [np.dtype(d) for d in ("i1", "f2", ml_dtypes.bfloat16, "f4", "f8")]
@@ -215,6 +215,44 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, row, message):
     with pytest.raises(InputError, match=rf"f\.csv, line 3: .*{message}") as error:
         read_fault_list(path, SITES)
     assert "\n" not in str(error.value)
+
+
+def test_a_fault_list_is_made_of_rows():
+    sites = [*SITES, Site("one", (), np.dtype("f4"))]
+    faults = fault_list(
+        [
+            ("scale", np.int64(3), 7, "flip"),
+            ["conv1/kernel", (2, 1), np.int16(31), "stuck_at_1"],
+            ("one", (), 0, "dead"),
+        ],
+        sites,
+    )
+    assert rows(faults) == [(1, 3, 7, 2), (0, 5, 31, 1), (2, 0, 0, 3)]
+    assert [f.dtype for f in faults] == [np.int32, np.int64, np.int16, np.int8]
+    assert fault_list([], sites).site.size == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("conv2/kernel", 0, 0, "flip"), "no site 'conv2/kernel'; the sites are conv1/kernel, sc"),
+        ((0, 0, 0, "flip"), "no site 0; the sites are"),
+        (("scale", 4, 0, "flip"), "index of scale is 4, not an integer from 0 to 3"),
+        (("scale", -1, 0, "flip"), "index of scale is -1, not an integer"),
+        (("scale", 1.0, 0, "flip"), "index of scale is 1.0, not an integer"),
+        (("scale", None, 0, "flip"), "index of scale is None, not an integer"),
+        (("conv1/kernel", (0, 2), 0, "flip"), "index of conv1/kernel, axis 1 is 2, .* 0 to 1"),
+        (("conv1/kernel", (0,), 0, "flip"), r"is \(0,\), not 2 positions in \(3, 2\)"),
+        (("scale", 0, 8, "flip"), "bit of scale is 8, not an integer from 0 to 7"),
+        (("scale", 0, 0, 2), "polarity 2 is none of stuck_at_0, stuck_at_1, flip"),
+        (("scale", 0, 0), "3 cells, not the 4"),
+        ("scale", "fault 1 is str 'scale', not one of"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_number(row, message):
+    with pytest.raises(InputError, match=message) as error:
+        fault_list([("scale", 0, 0, "flip"), row], SITES)
+    assert str(error.value).startswith("fault 1") and "\n" not in str(error.value)
 
 
 def test_a_file_that_is_no_fault_list_is_refused(tmp_path):

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import jax, numpy as np
 import jfi
@@ -53,11 +55,43 @@ print("same")
 """
 
 
-def test_four_devices_give_the_outcomes_of_one():
+# A state of Flax NNX holds the random keys of its dropout, whether it is on or not.
+KEYS = """
+import jax, numpy as np
+from flax import nnx
+import jfi
+from jfi.hardware import hardware
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Linear(6, 8, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+        self.c = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.c(self.drop(nnx.relu(self.a(x))))
+
+graph, state = nnx.split(Net(nnx.Rngs(0)))
+images = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+network = jfi.network(lambda state, x: nnx.merge(graph, state)(x), state, images[0])
+faults = jfi.FaultSpace(network.sites, (2,)).decode(np.arange(0, 2000, 50))
+found = []
+for count in (1, 4):
+    devices = hardware(jax.local_devices()[:count])
+    engine = jfi.Engine(network, images, np.zeros(5, int), network.sites, hardware=devices)
+    assert engine.hardware.count == count
+    found.append([engine.run(faults, m).critical for m in ("full", "critical")])
+assert np.array_equal(*found)
+print("same")
+"""
+
+
+@pytest.mark.parametrize("script", [SCRIPT, KEYS])
+def test_four_devices_give_the_outcomes_of_one(script):
     """In a process of its own: the number of host devices is fixed when JAX starts."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     found = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(SCRIPT)],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     assert found.stdout == "same\n", found.stderr
