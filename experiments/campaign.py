@@ -126,6 +126,8 @@ def main() -> int | None:
         f"{net.name}: golden accuracy {accuracy:.2%} on {len(images):,} images; "
         f"{planned} of {int(plan.population.sum()):,} faults ({sampler})"
     )
+    if network.left_out:
+        print(f"left out: {sites.told(network.left_out)}")
     if chosen is not None:
         print(f"workload: {len(images):,} of {chosen.of:,} images, {chosen.reason}")
     earlier = _earlier(workdir)

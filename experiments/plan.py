@@ -22,7 +22,7 @@ from jfi.campaign import Plan
 from jfi.errors import InputError
 from jfi.program import flops
 from jfi.rounds import METHODS
-from jfi.sites import Network
+from jfi.sites import Network, told
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
 IMAGES = 1000  # of a workload that is not said
@@ -85,6 +85,8 @@ def main() -> None:
     """Print the plan that the flags ask for."""
     args = flags.FLAGS
     net, network, dataset = _network()
+    if network.left_out and not args.json:
+        print(f"left out: {told(network.left_out)}")
     if args.sampler in METHODS:
         return _print_rounds(target.open_plan(network), network)
     plan = campaign.plan(

@@ -18,7 +18,8 @@ from jfi import compiling, estimates, outcomes, program, records, sites, taps
 from jfi.engine import Engine, check_measure, take
 from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
-from jfi.faults import FAULT_MODELS, Faults, FaultSpace
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace, check_faults
+from jfi.hardware import host
 from jfi.sampling import SAMPLERS, Request, Sample, Stratum, check, strata_cells
 from jfi.sites import Network
 from jfi.verify import Verification, verify
@@ -100,9 +101,15 @@ def plan_listed(network: Network, faults: Faults, request: Request | None = None
     """A plan that injects exactly `faults`; their `site` is a position in `sites.listable`.
 
     The list is its own population: its shares are exact for it and say nothing beyond.
+
+    Raises:
+      InputError: no fault, or one that is none of the sites' (`jfi.faults.check_faults`).
     """
     polarities = sorted({p for model in FAULT_MODELS.values() for p in model})
     space = FaultSpace(sites.listable(network), polarities)
+    faults = check_faults(faults, space.sites)
+    if not faults.site.size:
+        raise InputError("faults are none; list at least one")
     ids = space.encode(faults)
     population = np.zeros_like(space.cells)
     np.add.at(population, (faults.site, faults.bit), 1)
@@ -136,11 +143,11 @@ def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = Non
     """
     network, space = engine.network, plan.space
     arrays = {
-        "leaves": enumerate(map(np.asarray, network.leaves)),
+        "leaves": enumerate(map(host, network.leaves)),
         "golden_answers": [("top1", engine.golden.top1.astype(np.int64))],
         "population": [("population", plan.population)],
         "listed": [] if plan.listed is None else [("listed", plan.listed)],
-        "constants": enumerate(map(np.asarray, network.program.consts.values())),
+        "constants": enumerate(map(host, network.program.consts.values())),
     }
     return {
         "format": FORMAT,
@@ -188,6 +195,7 @@ def manifest(
         "population": int(plan.population.sum()),
         "injections": plan.injections,
         "sites": [site.name for site in plan.space.sites],
+        "left_out": engine.network.left_out,
         "strata": [stratum._asdict() for stratum in plan.strata],
         "images": len(engine.images),
         "workload": engine.workload,

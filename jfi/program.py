@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from jfi import convolution
-from jfi.errors import InputError
+from jfi.errors import InputError, kind
 
 # Primitives that only call an inner program; inlined. Control flow (scan, while, cond) stays.
 _CALLS = frozenset(
@@ -99,21 +100,15 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
       image: shape and dtype of one image, without the batch axis.
 
     Raises:
-      InputError: the output is not one array of shape [1, C].
+      InputError: the output is not one array of floats [1, C], C >= 2.
     """
     leaves, tree = jax.tree.flatten(params)
     x = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
 
     def flat_apply(*args):
-        return apply(jax.tree.unflatten(tree, args[:-1]), args[-1])
+        return _check_logits(apply(jax.tree.unflatten(tree, args[:-1]), args[-1]), x.shape)
 
-    closed, shape = jax.make_jaxpr(flat_apply, return_shape=True)(*leaves, x)
-    found = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(shape)]
-    if len(found) != 1 or len(found[0]) != 2 or found[0][0] != 1:
-        raise InputError(
-            f"apply returned {found} for one image of shape {x.shape}; it must return logits [1, C]"
-        )
-    flat = flatten(closed)
+    flat = flatten(jax.make_jaxpr(flat_apply)(*leaves, x))
     jaxpr = flat.jaxpr
     return Program(
         eqns=_live(jaxpr.eqns, jaxpr.outvars[0], None),
@@ -122,6 +117,19 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
         out=jaxpr.outvars[0],
         consts=dict(zip(jaxpr.constvars, flat.consts, strict=True)),
     )
+
+
+def _check_logits(found, images: tuple[int, ...]):
+    """What `apply` returned for images [1, ...], if it is logits."""
+    form, is_array = kind(found), isinstance(found, jax.Array | np.ndarray)
+    if not is_array or found.ndim != 2 or found.shape[0] != 1 or found.shape[1] < 2:
+        raise InputError(
+            f"apply returned {form} for one image of shape {images}; it must return logits [1, C] "
+            "of two classes or more, one array"
+        )
+    if not jax.numpy.issubdtype(found.dtype, np.floating):
+        raise InputError(f"apply returned {form}; logits must be floats: cast them")
+    return found
 
 
 def section(program: Program, start=None, end=None) -> Program:

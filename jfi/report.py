@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jfi.estimates import LEVELS, Estimate
+from jfi.sites import told
 
 REPORT = "report.md"
 COLUMNS = ("unit", "population", "injections", "estimate %", "margin %", "interval %")
@@ -176,6 +177,7 @@ def write_report(
             f"> **Note.** {line}"
             for line in warnings(estimates, config.get("error_margin"), levels)
         ],
+        *_left_out_part(manifest.get("left_out")),
         *_workload_part(manifest.get("workload")),
         *_truth_part(estimates, truth),
         *[f"![{title}]({name})" for title, name in figures],
@@ -229,6 +231,10 @@ def _model(config: Mapping[str, Any]) -> str:
 
 def _confidence(config: Mapping[str, Any]) -> str:
     return f"{100 * config.get('confidence', 0.99):g}%"
+
+
+def _left_out_part(left_out: Mapping[str, str] | None) -> list[str]:
+    return [f"> **Note.** Parameters that are no sites: {told(left_out)}."] if left_out else []
 
 
 def _workload_part(workload: Mapping[str, Any] | None) -> list[str]:

@@ -1,7 +1,7 @@
 """A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,15 @@ from jax.extend import core
 
 from jfi import scans, taps
 from jfi.bits import has_words
-from jfi.errors import InputError
+from jfi.errors import InputError, kind
 from jfi.faults import MODEL_SITES, Site
+from jfi.hardware import is_key
 from jfi.program import Program, dependents, trace
 from jfi.taps import Tap
 
 _PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+_TOLD = 8  # most leaves that `told` names
 
 
 class Network(NamedTuple):
@@ -27,6 +30,8 @@ class Network(NamedTuple):
     sites: every leaf that has bits and that the logits depend on, in order of first use; then every
     run-time value the network names (`jfi.taps`), as a site of permanent faults.
     kernels: names of the sites that enter a convolution or a matrix product as its weight.
+    left_out: the leaves that are no sites, by name, and why: random keys, say, and bool, complex
+    and int4 arrays have no words to break; on others the logits do not depend.
     """
 
     apply: Callable[[Any, Any], Any]
@@ -37,6 +42,7 @@ class Network(NamedTuple):
     kernels: frozenset[str]
     positions: dict[str, int]  # site name -> number of its leaf
     taps: dict[str, Tap]  # name -> run-time value
+    left_out: dict[str, str]  # name -> why
 
     @property
     def parameters(self) -> tuple[Site, ...]:
@@ -72,27 +78,42 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
 
     Args:
       apply: `(params, x [B, ...]) -> logits [B, C]`, any JAX function; images independent.
-      params: pytree of arrays; site names are its paths, `conv1/kernel` (without `params/`).
+      params: pytree of arrays; site names are its paths, `conv1/kernel` (without `params/`). One
+        array alone is called `params`.
       image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`.
 
     Raises:
-      InputError: a parameter that is not finite or of 64 bits without x64, no parameter with
-        bits, a named value called as a parameter or with an @, or an `apply` that does not return
-        logits.
+      InputError: a parameter that is no array, not finite or of 64 bits without x64, no parameter
+        with bits, two parameters of one name, a name with an @, a named value called as a
+        parameter, an `image` that is not one array, or an `apply` that is no function or does
+        not return logits.
     """
+    if not callable(apply):
+        raise InputError(f"apply is {kind(apply)}; it must be a function of (params, images)")
+    image = _check_image(image)
+    if not jax.tree.leaves(params):
+        raise InputError(f"params are {kind(params)} and hold no array")
+    found = jax.tree.leaves_with_path(params)
+    names, leaves = [_name(path) for path, _ in found], tuple(leaf for _, leaf in found)
+    _check_names(names, [path for path, _ in found])
+    for name, leaf in zip(names, leaves, strict=True):
+        _check_array(name, leaf)
     apply = _full_precision(apply)
-    program = trace(apply, params, jax.ShapeDtypeStruct(image.shape, image.dtype))
-    paths, leaves = zip(*jax.tree.leaves_with_path(params), strict=True)
-    names = [_name(path) for path in paths]
-    positions = {
-        names[number]: number for number in _used(program) if has_words(leaves[number].dtype)
+    program = trace(apply, params, image)
+    used = _used(program)
+    positions = {names[number]: number for number in used if has_words(leaves[number].dtype)}
+    left_out = {
+        name: f"{leaf.dtype} words can't be broken" if k in used else "the logits do not need it"
+        for k, (name, leaf) in enumerate(zip(names, leaves, strict=True))
+        if name not in positions
     }
     sites = tuple(
         Site(name, tuple(leaves[n].shape), np.dtype(leaves[n].dtype))
         for name, n in positions.items()
     )
     if not sites:
-        raise InputError("params hold no array with bits that the logits depend on")
+        why = f"; left out: {told(left_out)}" if left_out else ""
+        raise InputError(f"params hold no array with bits that the logits depend on{why}")
     named = taps.find(program)
     both = [name for name in named if name in positions]
     if both:
@@ -101,6 +122,7 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     found = Network(
         apply, params, leaves, program, (*sites, *map(taps.site, named.values())),
         frozenset(name for name, n in positions.items() if n in weights), positions, named,
+        left_out,
     )  # fmt: skip
     for site in sites:
         _check_dtype(site, program.leaves[positions[site.name]].aval.dtype)
@@ -117,8 +139,8 @@ def select(
     pattern, those that the fault model is of (`jfi.faults.MODEL_SITES`), or the kernels.
 
     Raises:
-      InputError: the pattern is no regular expression or matches no site; a step that a value
-        does not have.
+      InputError: the pattern is no regular expression or matches no site, or only leaves that
+        are left out; a step that a value does not have.
     """
     usual = pattern is None and fault_model in MODEL_SITES
     pattern = MODEL_SITES[fault_model] if usual else pattern
@@ -138,10 +160,20 @@ def select(
                 f"fault model {fault_model} breaks sites called {of}, and there is none; name the "
                 f"run-time values so (jax.ad_checkpoint.checkpoint_name), or choose among {names}"
             )
+        unfit = {name: why for name, why in network.left_out.items() if re.fullmatch(of, name)}
+        if unfit and when is None:
+            raise InputError(f"sites {pattern!r} matches only what is left out: {told(unfit)}")
         raise InputError(f"sites {pattern!r} matches no site in full; the {what} are {names}")
     if when is None:
         return found
     return tuple(taps.site(network.taps[site.name], when) for site in found)
+
+
+def told(left_out: Mapping[str, str]) -> str:
+    """The leaves that are left out and why, in one line."""
+    each = [f"{name} ({why})" for name, why in left_out.items()]
+    more = [f"{len(each) - _TOLD} more"] if len(each) > _TOLD else []
+    return ", ".join(each[:_TOLD] + more)
 
 
 def listable(network: Network) -> tuple[Site, ...]:
@@ -157,8 +189,12 @@ def check_sites(network: Network, sites: Iterable[Site]) -> tuple[Site, ...]:
       InputError: one that the network does not have, or has of another shape or dtype.
     """
     known = {site.name: site for site in listable(network)}
+    if isinstance(sites, Site) or not isinstance(sites, Iterable):
+        raise InputError(f"sites are {kind(sites)}, not several jfi.Site: choose with jfi.select")
     sites = tuple(sites)
     for site in sites:
+        if not isinstance(site, Site):
+            raise InputError(f"sites hold {kind(site)}, not a jfi.Site: choose with jfi.select")
         of, when = taps.parse(site.name)
         tap = network.taps.get(of) if when is not None else None
         own = known.get(site.name) if tap is None else taps.site(tap, when)
@@ -191,7 +227,7 @@ def _name(path) -> str:
         parts = parts[1:]
     if len(parts) > 1 and parts[-1] == "value":  # Flax NNX variables
         parts = parts[:-1]
-    return "/".join(parts)
+    return "/".join(parts) or "params"
 
 
 def _used(program: Program) -> list[int]:
@@ -223,6 +259,41 @@ def products(program: Program) -> Iterator[tuple[int, Any]]:
 
 def _multiplies(scan: scans.Scan, constant: int) -> bool:
     return any(eqn.primitive.name in _PRODUCTS for eqn in scans.uses(scan, constant))
+
+
+def _check_image(image) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the image."""
+    if not isinstance(image, (*_ARRAYS, jax.ShapeDtypeStruct)) or not _is_numeric(image.dtype):
+        raise InputError(
+            f"image is {kind(image)}; it must be one array of numbers or a jax.ShapeDtypeStruct. "
+            "Pack several inputs into one array, and take it apart in apply"
+        )
+    return jax.ShapeDtypeStruct(image.shape, image.dtype)
+
+
+def _check_names(names: list[str], paths: list) -> None:
+    """Parts of a path are joined, so that two paths may come out as one name."""
+    seen: dict[str, Any] = {}
+    for name, path in zip(names, paths, strict=True):
+        if name in seen:
+            one, other = (jax.tree_util.keystr(p) for p in (seen[name], path))
+            raise InputError(f"params{one} and params{other} are both called {name}: rename one")
+        if "@" in name:
+            raise InputError(f"parameter {name} has an @, which stands before a step: rename it")
+        seen[name] = path
+
+
+def _check_array(name: str, leaf) -> None:
+    """Static leaves would fail deep inside, and Python numbers have no words of their own."""
+    if not isinstance(leaf, _ARRAYS) or not (is_key(leaf) or _is_numeric(leaf.dtype)):
+        raise InputError(
+            f"parameter {name} is {kind(leaf)}; params must hold NumPy or JAX arrays of numbers "
+            "alone. Make it one, or leave it out of params and close over it in apply"
+        )
+
+
+def _is_numeric(dtype) -> bool:
+    return jax.numpy.issubdtype(dtype, np.number) or dtype == np.dtype(bool)
 
 
 def _check_dtype(site: Site, computed) -> None:

@@ -78,6 +78,15 @@ def test_a_list_that_was_edited_is_another_campaign(tmp_path):
                 jfi.run(plan, engine, tmp_path, {})
 
 
+def test_a_list_of_nothing_or_of_no_faults_is_refused():
+    network = small().network
+    with pytest.raises(jfi.InputError, match="faults are none; list at least one"):
+        jfi.plan_listed(network, jfi.fault_list([], jfi.listable(network)))
+    row = (np.array([value]) for value in (-1, 0, 0, 2))
+    with pytest.raises(jfi.InputError, match="site -1 in row 0 is not in 0 to 1"):
+        jfi.plan_listed(network, jfi.Faults(*row))
+
+
 def test_shards_without_their_manifest_or_of_another_are_refused(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     campaign_of(small(), first)

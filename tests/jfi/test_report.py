@@ -232,6 +232,14 @@ def test_the_report_holds_all_of_it(tmp_path):
     assert all(len({line.replace("\\|", "").count("|") for line in b}) == 1 for b in blocks)
 
 
+def test_the_report_names_what_is_left_out(tmp_path):
+    left_out = {f"mask{k}": "bool words can't be broken" for k in range(9)}
+    manifest = {**MANIFEST, "left_out": left_out}
+    text = report.write_report(tmp_path, manifest, estimates()).read_text()
+    assert "> **Note.** Parameters that are no sites: mask0 (bool words can't be broken), " in text
+    assert "mask7 (bool words can't be broken), 1 more." in text
+
+
 def test_the_report_needs_neither_truth_nor_verification_nor_criticals(tmp_path):
     population, injections, critical = counts()
     none = estimate(SITES, population, injections, 0 * critical, np.zeros((2, 32)), confidence=0.9)
