@@ -165,6 +165,49 @@ def variance_of_a_normalisation():
     return apply, params, draw(9, 32, 12, scale=1)
 
 
+@case
+def softmax_for_the_output():
+    def apply(p, x):
+        return jax.nn.softmax(x @ p["w"] + p["b"])
+
+    params = {"w": draw(21, 12, 5, scale=0.5), "b": draw(22, 5)}
+    return apply, params, draw(9, 32, 12, scale=1)
+
+
+@case
+def dilated_max_pool():
+    params = {"k": draw(23, 3, 3, 2, 6, scale=0.3), "c": draw(24, 6, 5)}
+
+    def apply(p, x):
+        h = jax.nn.relu(_conv(x, p["k"], 1))
+        options = {"window_strides": (1, 1, 1, 1), "padding": "VALID"}
+        h = lax.reduce_window(
+            h, -jnp.inf, lax.max, (1, 2, 2, 1), window_dilation=(1, 3, 3, 1), **options
+        )
+        return h.mean((1, 2)) @ p["c"]
+
+    return apply, params, draw(9, 16, 8, 8, 2, scale=1)
+
+
+@case
+def division_by_the_sum_of_magnitudes():
+    def apply(p, x):
+        h = x @ p["a"]
+        return h / jnp.abs(h).sum(axis=1, keepdims=True) @ p["c"]
+
+    return apply, {"a": draw(25, 12, 16), "c": draw(26, 16, 5)}, draw(9, 32, 12, scale=1)
+
+
+@case
+def clamp_by_an_activation():
+    params = {"a": draw(27, 12, 16), "b": draw(28, 12, 16), "c": draw(29, 16, 5)}
+
+    def apply(p, x):
+        return lax.clamp(0.0, x @ p["a"], jax.nn.relu(x @ p["b"])) @ p["c"]
+
+    return apply, params, draw(9, 32, 12, scale=1)
+
+
 def flips(sites, most=600):
     """Up to about so many flips, of all bits, all over the words of every site."""
     rows = [
