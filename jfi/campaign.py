@@ -140,8 +140,16 @@ def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = Non
 
     Args:
       sampler, options: of a method that chooses in rounds, its name and what else it is given.
+
+    Raises:
+      InputError: the engine has other sites than the plan: faults name them by position.
     """
     network, space = engine.network, plan.space
+    if engine.sites != space.sites:
+        raise InputError(
+            f"the engine has {_shown(engine.sites)} and the plan {_shown(space.sites)}; make it "
+            "with the sites plan.space.sites"
+        )
     arrays = {
         "leaves": enumerate(map(host, network.leaves)),
         "golden_answers": [("top1", engine.golden.top1.astype(np.int64))],
@@ -235,7 +243,7 @@ def run(
 
     Raises:
       InputError: the work directory can't be used, or holds another campaign; a measure that is
-        unknown or can't be screened.
+        unknown or can't be screened; an engine of other sites than the plan.
       VerificationError: a naive run contradicts a verdict; everything is on record by then.
       OSError: a write failed; what was recorded before stays.
     """
@@ -394,6 +402,10 @@ def shard_size(images: int, measure: str) -> int:
     """Faults of a shard."""
     paying = 0 if measure == "full" else PAYING
     return int(np.clip(max(SHARD_PAIRS[measure] // images, paying), *SHARD_FAULTS))
+
+
+def _shown(found: Sequence[sites.Site]) -> str:
+    return f"{len(found)} sites ({found[0].name}, ...)" if found else "no sites"
 
 
 def _versions() -> dict[str, str]:

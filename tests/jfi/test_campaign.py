@@ -87,6 +87,14 @@ def test_a_list_of_nothing_or_of_no_faults_is_refused():
         jfi.plan_listed(network, jfi.Faults(*row))
 
 
+def test_an_engine_of_other_sites_than_the_plan_is_refused(tmp_path):
+    """Faults name sites by position: they would strike elsewhere."""
+    engine = small()
+    other = jfi.Engine(engine.network, engine.images, engine.labels, engine.sites[1:])
+    with pytest.raises(jfi.InputError, match=r"1 sites \(c, .* plan 2 sites \(a, .*plan.space.sit"):
+        campaign_of(other, tmp_path)
+
+
 def test_shards_without_their_manifest_or_of_another_are_refused(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     campaign_of(small(), first)
