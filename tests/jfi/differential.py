@@ -11,6 +11,7 @@ at a wrong verdict or an error.
 
 import argparse
 import itertools
+import operator
 import os
 import sys
 import time
@@ -151,10 +152,14 @@ def at_the_boundary(rng, engine, naive: Naive) -> str:
 
 
 class Verdict(NamedTuple):
-    """Of one network: pairs judged by each measure, those that rounding decides, what is wrong."""
+    """Of one network: pairs judged by each measure, and what is wrong.
+
+    unsure: pairs that rounding may decide; apart: verdicts on these that are not the naive one.
+    """
 
     pairs: int
     unsure: int
+    apart: int
     wrong: list[str]
 
 
@@ -172,9 +177,10 @@ def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
     )
     own = hardware(jax.local_devices()[:devices])
     engine = jfi.Engine(network, net.images, np.zeros(IMAGES, int), sites, hardware=own)
-    wrong = []
+    wrong, apart = [], 0
     for measure in MEASURES:
-        bad = _judged(engine, faults, right, measure)
+        bad, other = _judged(engine, faults, right, measure)
+        apart += int(other.sum())
         if bad.any():
             row, *image = np.argwhere(bad)[0]
             wrong.append(
@@ -189,11 +195,13 @@ def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
     if done.disagreements:
         wrong.append(f"verification: {done.worst}")
     where = f"seed {seed}, {devices} devices, {net.words}: "
-    return Verdict(right.sure.size, int((~right.sure).sum()), [where + line for line in wrong])
+    return Verdict(
+        right.sure.size, int((~right.sure).sum()), apart, [where + line for line in wrong]
+    )
 
 
-def _judged(engine, faults: Faults, right: Right, measure: str) -> np.ndarray:
-    """bool: which verdicts of a measure are wrong beyond rounding."""
+def _judged(engine, faults: Faults, right: Right, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """bool: which verdicts of a measure are wrong, and which differ where rounding may decide."""
     if measure == "radii":
         engine.make_radii()
     detect = measure == "detect"
@@ -201,47 +209,48 @@ def _judged(engine, faults: Faults, right: Right, measure: str) -> np.ndarray:
     if detect:
         surely = (right.critical & right.sure).any(1)
         never = (~right.critical & right.sure).all(1)
-        return np.where(done.critical > 0, never, surely)[:, None]
+        return np.where(done.critical > 0, never, surely)[:, None], np.zeros(0, bool)
 
     def unpacked(packed):
         return np.unpackbits(packed, axis=1)[:, :IMAGES].astype(bool)
 
-    bad = (unpacked(done.critical_bits) != right.critical) & right.sure
+    differ = unpacked(done.critical_bits) != right.critical
+    bad = differ & right.sure
     if measure == "full":
         bad |= unpacked(done.masked_bits) & right.moved & right.sure
-    return bad
+    return bad, differ & ~right.sure
 
 
 class Total(NamedTuple):
+    """Of many networks, as of `Verdict`; refused: networks that the project says it can't take."""
+
     programs: int
+    refused: int
     pairs: int
     unsure: int
-    refused: int
+    apart: int
     wrong: list[str]
 
 
 def search(seeds, *, until: float = np.inf, focus: tuple[str, ...] = (), devices=(1,)) -> Total:
     """Judge the networks of `seeds` until the clock (`time.monotonic`) says `until`."""
-    programs = pairs = unsure = refused = 0
-    wrong: list[str] = []
+    total = Total(0, 0, 0, 0, 0, [])
     for seed in seeds:
         if time.monotonic() > until:
             break
         try:
             found = judge(seed, focus, devices[seed % len(devices)])
         except jfi.InputError as error:
-            refused += 1
-            if "--verbose" in sys.argv:
-                print(f"seed {seed} refused: {error}", flush=True)
+            print(f"seed {seed} refused: {error}", flush=True)
+            total = total._replace(refused=total.refused + 1)
             continue
         except Exception:
-            found = Verdict(0, 0, [f"seed {seed}: {traceback.format_exc()}"])
+            found = Verdict(0, 0, 0, [f"seed {seed}: {traceback.format_exc()}"])
         for line in found.wrong:
             print(line, flush=True)
-        programs, pairs, unsure = programs + 1, pairs + found.pairs, unsure + found.unsure
-        wrong += found.wrong
+        total = Total(total.programs + 1, total.refused, *map(operator.add, total[2:], found))
         jax.clear_caches()
-    return Total(programs, pairs, unsure, refused, wrong)
+    return total
 
 
 def main() -> int:
@@ -249,13 +258,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first network")
     parser.add_argument("--programs", type=int, default=10**9)
     parser.add_argument("--minutes", type=float, default=np.inf)
-    parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     seeds = range(args.seed, args.seed + args.programs)
     total = search(seeds, until=time.monotonic() + 60 * args.minutes, devices=(1, 2))
     print(
         f"{total.programs} programs, {total.refused} refused, {len(MEASURES)} measures of "
-        f"{total.pairs} pairs, {total.unsure} left to rounding; {len(total.wrong)} wrong"
+        f"{total.pairs} pairs; rounding may decide {total.unsure}, and {total.apart} verdicts on "
+        f"these differ; {len(total.wrong)} wrong"
     )
     return 1 if total.wrong else 0
 
