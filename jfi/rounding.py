@@ -50,11 +50,14 @@ def shaken(program: Program, leaves: Sequence[Any], x: Any, seed) -> Any:
     places = itertools.count()
 
     def evaluate(eqn, values):
-        moved = []
+        # A variable that comes twice is moved once: x != x asks for NaN, and x - x is 0.
+        moved: dict[int, Any] = {}
         for atom, value in zip(eqn.invars, values, strict=True):
-            place, fixed = next(places), isinstance(atom, core.Literal) or not _is_float(value)
-            moved.append(value if fixed else _moved(value, place, seed))
-        return bind(eqn, moved)
+            fixed = isinstance(atom, core.Literal) or not _is_float(value)
+            if id(atom) not in moved:
+                place = next(places)
+                moved[id(atom)] = value if fixed else _moved(value, place, seed)
+        return bind(eqn, [moved[id(atom)] for atom in eqn.invars])
 
     return run(program, leaves, x, evaluate)[program.out]
 
