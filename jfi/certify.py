@@ -17,8 +17,8 @@ spirit of CROWN's linear relaxations (Zhang et al., 2018).
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from jfi import rounding
+from jfi import curves, rounding
 from jfi.convolution import EXACT
 from jfi.program import Program, bind, dependents, flops, section
 
@@ -68,10 +68,6 @@ def _same(eqn, golden, bounds):
     return bind(eqn, zeros)[0]
 
 
-def _identity(eqn, golden, bounds):
-    return bounds[0]
-
-
 def _bilinear(eqn, golden, bounds):
     """a b - a' b' is at most |a - a'| (|b| + |b - b'|) + |a| |b - b'|."""
     (a, b), (da, db) = map(jnp.abs, golden), bounds
@@ -81,10 +77,6 @@ def _bilinear(eqn, golden, bounds):
     if db is not None:
         terms.append(bind(eqn, [a, db])[0])
     return sum(terms[1:], terms[0])
-
-
-def _div(eqn, golden, bounds):
-    return bounds[0] / jnp.abs(golden[1])
 
 
 def _max(eqn, golden, bounds):
@@ -97,31 +89,6 @@ def _max(eqn, golden, bounds):
     if db is not None:
         terms.append(jnp.where(b + _frozen(db) < a - _frozen(da), 0.0, db))
     return sum(terms[1:], terms[0])
-
-
-def _clamp(eqn, golden, bounds):
-    low, x, high = golden
-    r = _frozen(bounds[1])
-    return jnp.where((x + r < low) | (x - r > high), 0.0, bounds[1])
-
-
-def _slope(steepest: Callable[[Any], Any]):
-    """A monotone function whose slope falls with |x|: at most its slope nearest to zero.
-
-    `steepest` is of |x|, and must not vanish in floats before the function is flat.
-    """
-
-    def rule(eqn, golden, bounds):
-        nearest = jnp.maximum(jnp.abs(golden[0]) - _frozen(bounds[0]), 0.0)
-        return steepest(nearest) * bounds[0]
-
-    return rule
-
-
-def _logistic_slope(x):
-    """s(x) (1 - s(x)) of x >= 0, taken at -x: 1 - s(x) is 0 in float32 beyond 17.4."""
-    low = jax.nn.sigmoid(-x)
-    return low * (1 - low)
 
 
 def _select(eqn, golden, bounds):
@@ -170,15 +137,9 @@ RULES: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], Any]] = {
         "reduce_window_sum reshape rev slice squeeze transpose".split(),
         _same,
     ),
-    **dict.fromkeys("abs neg name stop_gradient".split(), _identity),
     **dict.fromkeys("mul dot_general conv_general_dilated".split(), _bilinear),
     **dict.fromkeys("max min".split(), _max),
-    "div": _div,
-    "clamp": _clamp,
     "select_n": _select,
-    "tanh": _slope(lambda x: 4 * _logistic_slope(2 * x)),
-    "logistic": _slope(_logistic_slope),
-    **dict.fromkeys(("erf", "erfc"), _slope(lambda x: 2 / math.sqrt(math.pi) * jnp.exp(-(x**2)))),
     "reduce_max": _reduce_max,
     "reduce_window_max": _window_max,
 }
@@ -201,14 +162,99 @@ def propagate(program: Program, golden: dict, bound) -> Any:
     Raises:
       Unbounded: a primitive without a rule meets a bound.
     """
-    bounds = {program.x: bound}
+    roots = _roots(program)
+    bounds: dict[Any, Any] = {}
+    found: dict[Any, Any] = {}
+
+    def begin(var, bound):
+        bounds[var], found[var] = bound, curves.variable(golden[var], _frozen(bound))
+
+    def bound_of(var):
+        root = roots[var]
+        return bounds[var] if root is var else curves.steepest(found[var]) * bounds[root]
+
+    begin(program.x, bound)
     for eqn, moved in _reached(program):
-        if not _holds(eqn, moved):
-            raise Unbounded(eqn.primitive.name)
-        own = [bounds[a] if m else None for a, m in zip(eqn.invars, moved, strict=True)]
+        name, out, root = eqn.primitive.name, eqn.outvars[0], _root(eqn, moved, roots)
         values = [golden[a] if _is_variable(a) else a.val for a in eqn.invars]
-        bounds[eqn.outvars[0]] = RULES[eqn.primitive.name](eqn, values, own)
-    return bounds[program.out]
+        each = list(zip(eqn.invars, values, moved, strict=True))
+        if root is None:
+            own = [bound_of(a) if m else None for a, _, m in each]
+            begin(out, RULES[name](eqn, values, own))
+            continue
+        curve = curves.RULES[name](
+            eqn, *[found[a] if m else curves.constant(v) for a, v, m in each]
+        )
+        if _has_kink(eqn, moved):
+            kink = values[moved.index(False)]
+            reach = found[root].value
+            curve = curve._replace(kinks=(partial(_meet, program, golden, root, reach, kink),))
+        if roots[out] is out:
+            begin(out, curves.steepest(curve) * bounds[root])
+        else:
+            found[out] = curve
+    return bound_of(program.out)
+
+
+def _roots(program: Program) -> dict[Any, Any]:
+    """By value that moves, the value that it is a curve of; itself where a rule gives its bound.
+
+    What is compared with something golden is its own root, so that it is known where the
+    comparison changes.
+
+    Raises:
+      Unbounded: an equation has no rule.
+    """
+    compared = {
+        a
+        for eqn, moved in _reached(program)
+        if _has_kink(eqn, moved)
+        for a in eqn.invars
+        if _is_variable(a)
+    }
+    roots = {program.x: program.x}
+    for eqn, moved in _reached(program):
+        root, out = _root(eqn, moved, roots), eqn.outvars[0]
+        if root is None and not _holds(eqn, moved):
+            raise Unbounded(eqn.primitive.name)
+        roots[out] = out if root is None or out in compared else root
+    return roots
+
+
+def _root(eqn, moved: Sequence[bool], roots: dict) -> Any:
+    """What an equation makes a curve of: the one root of its operands; None if it is no curve."""
+    own = [atom for atom, m in zip(eqn.invars, moved, strict=True) if m]
+    shared = {roots[atom] for atom in own}
+    return shared.pop() if len(shared) == 1 and curves.fits(eqn, own) else None
+
+
+def _has_kink(eqn, moved: Sequence[bool]) -> bool:
+    return eqn.primitive.name in curves.COMPARISONS and sum(moved) == 1
+
+
+def _meet(program: Program, golden: dict, root, reach, kink, cases) -> Any:
+    """Where `cases`, curves of `root`, are equal at its value `kink`, or that is out of `reach`.
+
+    Equal in floats: a jump smaller than that is rounding, and in the allowance.
+    """
+    point = jnp.broadcast_to(jnp.asarray(kink, root.aval.dtype), root.aval.shape)
+
+    def at(atom):
+        if not _is_variable(atom):
+            return atom.val
+        return _rerun(section(program, root, atom), golden, point)
+
+    a, b = map(at, cases)
+    return (point < reach.low) | (point > reach.high) | (a == b)
+
+
+def _rerun(program: Program, env: dict, value) -> Any:
+    """The output of a section for another value of its input, all else as in the run `env`."""
+    later = {program.x: value}
+    for eqn, _ in _reached(program):
+        values = [later.get(a, env.get(a)) if _is_variable(a) else a.val for a in eqn.invars]
+        later.update(zip(eqn.outvars, bind(eqn, values), strict=True))
+    return later.get(program.out, env.get(program.out))
 
 
 def gates(program: Program) -> list[Any]:
@@ -253,10 +299,13 @@ def bounded(program: Program) -> bool:
     """Whether every equation that meets what follows from the input has a rule that holds there.
 
     Rules are of float32 and float64: sums in fewer bits are rounded by more than any allowance
-    here, and a conversion to integers is a step. What an equation compares, selects or divides by
-    must be golden.
+    here, and a conversion to integers is a step.
     """
-    return all(_holds(eqn, moved) for eqn, moved in _reached(program))
+    try:
+        _roots(program)
+    except Unbounded:
+        return False
+    return True
 
 
 def _holds(eqn, moved: Sequence[bool]) -> bool:
@@ -269,10 +318,7 @@ def _holds(eqn, moved: Sequence[bool]) -> bool:
         return all(_is_exact(atom) for atom in eqn.invars)
     if name == "reduce_window_max":
         return all(n == 1 for n in (*p["base_dilation"], *p["window_dilation"]))
-    return not any(moved[k] for k in _GOLDEN.get(name, ()))
-
-
-_GOLDEN = {"div": (1,), "clamp": (0, 2), "select_n": (0,)}  # operands that must not move
+    return name != "select_n" or not moved[0]
 
 
 def _is_exact(atom) -> bool:
@@ -309,16 +355,7 @@ def _weights(program: Program, env: dict, allowance) -> tuple[Any, Any]:
     That is the most, over k, of d(top - k) / margin. Returns the weights, shaped as the input,
     and False where a margin is within rounding.
     """
-    var = program.x
-
-    def logits(value):
-        later = {var: value}
-        for eqn, _ in _reached(program):
-            values = [later.get(a, env.get(a)) if _is_variable(a) else a.val for a in eqn.invars]
-            later.update(zip(eqn.outvars, bind(eqn, values), strict=True))
-        return later[program.out][0]
-
-    golden, transpose = jax.vjp(logits, env[var])
+    golden, transpose = jax.vjp(lambda value: _rerun(program, env, value)[0], env[program.x])
     (rows,) = jax.vmap(transpose)(jnp.eye(golden.size, dtype=golden.dtype))
     top = jnp.argmax(golden)
     margin = golden[top] - golden - allowance
