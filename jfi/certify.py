@@ -47,7 +47,12 @@ def _is_variable(atom) -> bool:
 
 # --- Bounds, one rule a primitive: (eqn, golden operands, bounds) -> bound of the output. A bound
 # --- is None where the operand is golden. Rules are linear in the bounds; whatever else depends on
-# --- them goes through stop_gradient, which is what freezes the live units.
+# --- them goes through stop_gradient, which is what freezes the live units. What is frozen at a
+# --- bound must hold for all smaller ones.
+# ---
+# --- Element-wise functions of one value are not here but in `curves`: these rules are for what
+# --- mixes several. All are of float32 and float64 (`_holds`). An infinite bound stays infinite or
+# --- becomes NaN, and so does its cost: neither is less than anything, so neither certifies.
 
 
 def _frozen(bound):
@@ -130,22 +135,33 @@ def _reduce_max(eqn, golden, bounds):
     return jnp.sum(jnp.where(x + r < least, 0.0, d), axis=axes)
 
 
+# By primitive, and when it is sound.
 RULES: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], Any]] = {
+    # Always; either or both operands may move.
     **dict.fromkeys("add sub add_any".split(), _sum),
+    # They are sums of elements with coefficients 0 and 1, so a bound is never lost nor cancelled.
+    # A conversion is from and to float32 or float64.
     **dict.fromkeys(
         "broadcast_in_dim concatenate convert_element_type copy cumsum pad reduce_sum "
         "reduce_window_sum reshape rev slice squeeze transpose".split(),
         _same,
     ),
+    # Both factors are float32 or float64, golden or not. An infinite factor times 0 is NaN.
     **dict.fromkeys("mul dot_general conv_general_dilated".split(), _bilinear),
+    # Ties count as live: only an operand that is less whatever happens is dropped. A NaN is less
+    # than nothing.
     **dict.fromkeys("max min".split(), _max),
+    # The choice is golden; one that moves is a curve or has no bound.
     "select_n": _select,
+    # As max. Elements may be -inf (padding, masks): such a one is dropped beside a finite one.
     "reduce_max": _reduce_max,
+    # The same; windows and input are not dilated.
     "reduce_window_max": _window_max,
 }
 
 PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
 BILINEAR = PRODUCTS | {"mul"}
+LAYOUTS = frozenset("broadcast_in_dim copy reshape rev squeeze transpose".split())
 # What leaves sums of the inputs: after the last other primitive the logits are affine.
 AFFINE = frozenset(
     "add sub add_any neg broadcast_in_dim concatenate copy pad reduce_sum reduce_window_sum "
@@ -390,14 +406,31 @@ def is_useful(maps) -> bool:
 
 
 def product(program: Program, leaf: int):
-    """The one product that uses a leaf, as it is and once; None where it is used otherwise."""
+    """The one product that uses a leaf, once, as it is or laid out anew; None if there is none.
+
+    Each word meets the product as itself in one place: after a transpose or a reshape, not after
+    a broadcast, a sum or a scaling. Biases and all else that enters no product have no radii.
+    """
     source = program.leaves[leaf]
-    uses = [eqn for eqn in program.eqns for atom in eqn.invars if atom is source]
-    if len(uses) != 1 or uses[0].primitive.name not in PRODUCTS:
+    while True:
+        uses = [eqn for eqn in program.eqns for atom in eqn.invars if atom is source]
+        if len(uses) != 1:
+            return None
+        (own,) = uses
+        if not _only_lays_out(own):
+            break
+        (source,) = own.outvars
+    if own.primitive.name not in PRODUCTS:
         return None
-    (own,) = uses
     exact = all(_is_exact(atom) for atom in (*own.invars, *own.outvars))
     return own if exact and bounded(section(program, own.outvars[0])) else None
+
+
+def _only_lays_out(eqn) -> bool:
+    """Whether every word of the operand is once in the output, and nothing else."""
+    if eqn.primitive.name not in LAYOUTS:
+        return False
+    return eqn.invars[0].aval.size == eqn.outvars[0].aval.size
 
 
 def radii(program: Program, env: dict, product, leaf) -> Any:
@@ -408,11 +441,13 @@ def radii(program: Program, env: dict, product, leaf) -> Any:
     with the absolute input), a value shaped like the weight's gradient.
     """
     (out,) = product.outvars
-    side = 0 if product.invars[0] is leaf else 1
+    reached = dependents(program, leaf)
+    side = 0 if product.invars[0] in reached else 1
     other = jnp.abs(env[product.invars[1 - side]])
     largest = other.max()
 
     def spread(bound):
+        bound = _rerun(section(program, leaf, product.invars[side]), env, bound)
         return bind(product, (bound, other) if side == 0 else (other, bound))[0]
 
     _, transpose = jax.vjp(spread, env[leaf])
@@ -420,6 +455,7 @@ def radii(program: Program, env: dict, product, leaf) -> Any:
     def radius(scale):
         (cost,) = transpose(bound_map(program, env, out, scale))
         fits = jnp.minimum(LIMIT / cost, scale / largest)
-        return jnp.where(jnp.isnan(cost), 0.0, fits)
+        # A radius of NaN would be taken for more than any change.
+        return jnp.where(jnp.isnan(cost) | jnp.isnan(largest), 0.0, fits)
 
     return jax.vmap(radius)(jnp.asarray(SCALES, other.dtype)).max(axis=0)

@@ -290,30 +290,35 @@ def _exp_slope(x: Interval):
 
 COMPARISONS = frozenset("gt ge lt le eq ne".split())
 LOGIC = frozenset("and or not xor".split())
+# By primitive, and where it is sound. All hold for float32 and float64 (`fits`), for operands that
+# move or not, at ties, and are the whole line where an operand is, or an end is NaN.
 RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys("copy name stop_gradient".split(), _identity),
-    "neg": _neg,
-    **dict.fromkeys(("add", "add_any"), _add),
-    "sub": _sub,
-    "mul": _mul,
-    "div": _div,  # unbounded where the divisor may be 0
-    "abs": _abs,
-    "max": _max,
-    "min": _min,
-    "clamp": _clamp,
-    **dict.fromkeys(("square", "integer_pow"), _pow),  # below 0 unbounded where x may be 0
-    **dict.fromkeys(("exp", "expm1"), _monotone(_exp_slope)),
-    "exp2": _monotone(lambda x: tuple(math.log(2) * jnp.exp2(end) for end in x)),
-    "log": _monotone(_positive(lambda x: 1 / x)),
-    "log1p": _monotone(_positive(lambda x: 1 / x, zero=-1.0)),
-    "sqrt": _monotone(_positive(lambda x: 0.5 * lax.rsqrt(x))),
-    "rsqrt": _monotone(_positive(lambda x: -0.5 * lax.rsqrt(x) / x)),
+    **dict.fromkeys("copy name stop_gradient".split(), _identity),  # everywhere
+    "neg": _neg,  # everywhere
+    **dict.fromkeys(("add", "add_any"), _add),  # everywhere
+    "sub": _sub,  # everywhere
+    "mul": _mul,  # everywhere; 0 times infinity is the whole line
+    "div": _div,  # whole line where the divisor may be 0
+    "abs": _abs,  # everywhere; both slopes where x may be 0
+    "max": _max,  # everywhere; both slopes where the operands may be equal
+    "min": _min,  # the same
+    "clamp": _clamp,  # low <= high; the limits may move too
+    **dict.fromkeys(("square", "integer_pow"), _pow),  # y < 0: whole line where x may be 0
+    **dict.fromkeys(("exp", "expm1"), _monotone(_exp_slope)),  # whole line where it overflows
+    "exp2": _monotone(lambda x: tuple(math.log(2) * jnp.exp2(end) for end in x)),  # the same
+    "log": _monotone(_positive(lambda x: 1 / x)),  # whole line where x may be 0 or less
+    "log1p": _monotone(_positive(lambda x: 1 / x, zero=-1.0)),  # ... -1 or less
+    "sqrt": _monotone(_positive(lambda x: 0.5 * lax.rsqrt(x))),  # ... 0 or less
+    "rsqrt": _monotone(_positive(lambda x: -0.5 * lax.rsqrt(x) / x)),  # ... 0 or less
+    # Everywhere: slopes are even in x and fall with |x|. What underflows is within `_wider`.
     "tanh": _monotone(_falling(lambda x: 4 * _logistic_slope(2 * x))),
     "logistic": _monotone(_falling(_logistic_slope)),
     "erf": _monotone(_falling(_erf_slope)),
     "erfc": _monotone(_falling(lambda x: -_erf_slope(x))),
+    # Fixed where the intervals lie apart; x == x also where x is finite.
     **dict.fromkeys(COMPARISONS, _compare),
-    **dict.fromkeys(LOGIC, _logic),
+    **dict.fromkeys(LOGIC, _logic),  # of comparisons; fixed where all of them are
+    # A choice that moves is between two cases, which must meet wherever it may change.
     "select_n": _select,
 }
 

@@ -1,9 +1,12 @@
 """Certified radii of all words of a site, made where they pay, and kept.
 
 A word that changes by less than its radius on an image keeps top-1 there (`jfi.certify.radii`), so
-that pair is not run at all. Radii cost a pass forth and back through the rest of the network for
-every scale: they are made once the pairs that came by would have paid for them, the rule that is
-never more than twice as dear as knowing the future (ski rental: Karlin et al., 1988).
+that pair is not run at all. A leaf has radii if it enters one product, as it is or laid out anew
+(the x @ w.T of a PyTorch Linear). Biases, scales and what is used twice have none, and are run.
+
+Radii cost a pass forth and back through the rest of the network for every scale: they are made
+once the pairs that came by would have paid for them, the rule that is never more than twice as
+dear as knowing the future (ski rental: Karlin et al., 1988).
 """
 
 from collections import OrderedDict, defaultdict

@@ -1,14 +1,18 @@
 """jfi.radii: codes that order as numbers do, the shelf, and when radii are made."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 
 import jfi
-from jfi import radii
+from jfi import certify, radii
+from jfi.compiling import jit
 from jfi.hardware import hardware
+from jfi.program import run
 
 SIZES = st.floats(0, float("inf"), width=32) | st.just(float("nan"))
 
@@ -81,3 +85,95 @@ def test_radii_of_an_image_do_not_depend_on_the_others(site):
     whole, part = make(1).codes(images), make(1).codes(images[3:5])
     assert np.array_equal(whole[:, 3:5], part)
     assert (whole > 0).any()
+
+
+def conv(x, w, stride=1, padding="SAME", **options):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), padding, dimension_numbers=numbers, **options
+    )
+
+
+def softplus(x):
+    """Without the test for NaN of JAX's own."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def mish(x):
+    return x * jnp.tanh(softplus(x))
+
+
+# By name: what enters the product, the shape of its leaf, the activation after it.
+PRODUCTS = {
+    "plain": (lambda x, w: x.reshape(len(x), -1) @ w, (72, 9), jax.nn.elu),
+    "linear": (lambda x, w: x.reshape(len(x), -1) @ w.T, (9, 72), mish),
+    "flat": (lambda x, w: x.reshape(len(x), -1) @ w.reshape(9, 72).T, (648,), jax.nn.gelu),
+    "flipped": (lambda x, w: x.reshape(len(x), -1) @ w[::-1, None][:, 0], (72, 9), jax.nn.selu),
+    "same": (conv, (3, 3, 2, 4), jax.nn.leaky_relu),
+    "oihw": (lambda x, w: conv(x, w.transpose(2, 3, 1, 0)), (4, 2, 3, 3), softplus),
+    "strided": (lambda x, w: conv(x, w, 2, "VALID"), (3, 3, 2, 4), jax.nn.elu),
+    "grouped": (lambda x, w: conv(x, w, feature_group_count=2), (3, 3, 1, 4), mish),
+    "dilated": (lambda x, w: conv(x, w, rhs_dilation=(2, 2)), (3, 3, 2, 4), jax.nn.gelu),
+    "spaced": (
+        lambda x, w: conv(x, w, padding=((1, 1), (1, 1)), lhs_dilation=(2, 1)),
+        (2, 2, 2, 4),
+        jax.nn.leaky_relu,
+    ),
+    "padded": (lambda x, w: conv(x, w, padding=((2, 0), (1, 3))), (3, 3, 2, 4), softplus),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_word_moved_to_its_radius_keeps_top_1(name):
+    """Every word, both ways, several images, to 0.999 of the radius."""
+    enter, shape, act = PRODUCTS[name]
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, 6, 6, 2)).astype(np.float32)
+    w = (rng.normal(size=shape) * 0.3).astype(np.float32)
+    size = enter(images[:1], w).size
+    last = (rng.normal(size=(5, size)) * size**-0.5).astype(np.float32)
+
+    def apply(params, x):
+        return act(enter(x, params[0])).reshape(len(x), -1) @ params[1].T
+
+    network = jfi.network(apply, [w, last], images[0])
+    program = network.program
+    for leaf, golden in enumerate((w, last)):
+        product = certify.product(program, leaf)
+
+        @jit
+        def found(x, product=product, leaf=leaf):
+            env = run(program, [w, last], x[None])
+            return certify.radii(program, env, product, program.leaves[leaf])
+
+        @jit
+        def tops(x, moves, leaf=leaf, golden=golden):
+            def top(number, move):
+                moved = jnp.asarray(golden).reshape(-1).at[number].add(move).reshape(golden.shape)
+                params = [moved, last] if leaf == 0 else [w, moved]
+                return apply(params, x[None])[0].argmax()
+
+            return jax.vmap(top)(jnp.arange(golden.size), moves)
+
+        for x in images:
+            r = np.asarray(found(x))
+            assert r.shape == golden.shape
+            assert np.median(r) > 1e-3  # not for want of a bound
+            r = np.where(np.isfinite(r), r, 1e3).ravel()
+            (right,) = np.asarray(apply([w, last], x[None])).argmax(axis=1)
+            for sign in (-0.999, 0.999):
+                assert (np.asarray(tops(x, sign * r)) == right).all()
+
+
+@pytest.mark.parametrize("enter", [
+    lambda x, w: x @ (2 * w.T),
+    lambda x, w: x @ jnp.broadcast_to(w[:1], (6, 6)),
+    lambda x, w: x @ jnp.concatenate([w[:3], w[:3]]),
+    lambda x, w: x @ (w + w[::-1]),
+    lambda x, w: x @ w @ w.T,
+    lambda x, w: x + w[0],
+])  # fmt: skip
+def test_words_that_do_not_enter_as_themselves_and_once_have_no_radii(enter):
+    w = np.ones((6, 6), np.float32)
+    network = jfi.network(lambda p, x: enter(x, p[0]), [w], np.ones(6, np.float32))
+    assert certify.product(network.program, 0) is None
