@@ -35,10 +35,15 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
     """The fault-free run of images [B, ...], checked.
 
     Raises:
-      InputError: an output that is not finite, is not one row an image, or depends on the rest of
-        the batch.
+      InputError: an output of one class alone, that is not finite, is not one row an image, or
+        depends on the rest of the batch.
     """
-    batch = min(BATCH, len(images))
+    batch, classes = min(BATCH, len(images)), network.program.out.aval.shape[1]
+    if classes < 2:
+        raise InputError(
+            f"logits are [B, {classes}]; two classes at least are needed for an answer to change "
+            "(of one sigmoid's logit y, return 0 and y)"
+        )
     together = _rows(jit(network.apply), network.params, images, batch)
     if not np.isfinite(together.astype(np.float64)).all():
         bad = int(np.flatnonzero(~np.isfinite(together.astype(np.float64)).all(axis=1))[0])

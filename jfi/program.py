@@ -100,7 +100,7 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
       image: shape and dtype of one image, without the batch axis.
 
     Raises:
-      InputError: the output is not one array of floats [1, C], C >= 2.
+      InputError: the output is not one array of floats [1, C].
     """
     leaves, tree = jax.tree.flatten(params)
     x = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
@@ -122,10 +122,10 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
 def _check_logits(found, images: tuple[int, ...]):
     """What `apply` returned for images [1, ...], if it is logits."""
     form, is_array = kind(found), isinstance(found, jax.Array | np.ndarray)
-    if not is_array or found.ndim != 2 or found.shape[0] != 1 or found.shape[1] < 2:
+    if not is_array or found.ndim != 2 or found.shape[0] != 1:
         raise InputError(
-            f"apply returned {form} for one image of shape {images}; it must return logits [1, C] "
-            "of two classes or more, one array"
+            f"apply returned {form} for one image of shape {images}; it must return logits [1, C], "
+            "one array"
         )
     if not jax.numpy.issubdtype(found.dtype, np.floating):
         raise InputError(f"apply returned {form}; logits must be floats: cast them")

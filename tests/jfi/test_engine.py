@@ -338,6 +338,14 @@ def test_bad_pattern():
         jfi.select(network, "conv(")
 
 
+def test_a_single_class_is_refused():
+    """Its answer never changes: a sigmoid's logit would come out as proof against every fault."""
+    flat = lambda p, x: x.reshape(len(x), -1) @ p["w"]  # noqa: E731
+    network = jfi.network(flat, {"w": normal(192, 1)}, IMAGES[0])
+    with pytest.raises(jfi.InputError, match=r"logits are \[B, 1\]; two classes at least"):
+        jfi.Engine(network, IMAGES, LABELS * 0, network.sites)
+
+
 def test_an_output_that_is_not_one_row_an_image():
     apply = lambda p, x: (x.reshape(len(x), -1) @ p["w"]).sum(0, keepdims=True)  # noqa: E731
     network = jfi.network(apply, {"w": normal(192, 5)}, IMAGES[0])
