@@ -393,22 +393,36 @@ def _conv_channel(golden, eqn, conv: Conv, patch: Patch):
 
 Rule = Callable[[Golden, Any, Sequence[Any]], Patch | None]
 
+# By primitive, and when a rule is exact. All hold for any dtype unless said; NaN, infinities and
+# signed zeros go through as the equation computes them, in the faulty and in the golden block
+# alike. A rule sees one operand that is a patch, the others golden, unless said; where it is not
+# proven it returns None, and the equation is run whole.
 RULES: dict[str, Rule] = {
+    # An element of the output depends on that element of the operands alone. Several patches, and
+    # one leaf used several times, if all are of one block.
     **dict.fromkeys(scans.ELEMENTWISE, _elementwise),
+    # No axis that the block fixes is reduced, so whole sums are made again; not of floats below
+    # float32, where their order would show in the result.
     **dict.fromkeys(
         "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split(), _reduce
     ),
+    # The same; windows on the axes that the block fixes are single elements.
     **dict.fromkeys(
         "reduce_window_sum reduce_window_max reduce_window_min".split(),
         _reduce_window,
     ),
+    # Elements change their place, none its value.
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
     "squeeze": _squeeze,
-    "reshape": _reshape,
-    "pad": _pad,
-    "slice": _slice,
-    "concatenate": _concatenate,
+    "reshape": _reshape,  # axes that the block fixes survive it, or the block is one word
+    "pad": _pad,  # golden filling, no negative padding
+    "slice": _slice,  # axes that the block fixes are kept whole
+    "concatenate": _concatenate,  # several patches if all are of one block, on another axis
+    # Golden output plus (faulty - golden) times the other operand. Up to rounding once more for
+    # float32 and float64 that do not overflow in the difference, exact for integers (they wrap);
+    # refused for outputs below float32, whose golden sums have lost what was rounded.
     "dot_general": dot_general,
+    # The same, of one weight or one input channel; channels of a group where each is its own.
     "conv_general_dilated": _conv,
 }

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jfi import certify, outcomes
+from jfi import bits, certify, outcomes
 from jfi.chunks import chunk_size, chunks, dealt, filled_up
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import Program, nbytes, run, section
@@ -321,8 +321,8 @@ def _store(buffer, offset, values):
 def proven(values, cut: Cut, image):
     """bool [P]: the difference of `values` [P, ...] from golden is certified to keep top-1."""
     moved = jnp.abs(values - cut.values[image]).reshape(len(values), -1)
-    # Not by the largest difference: a maximum may lose a NaN on some devices.
-    same = moved.sum(axis=1) == 0
+    # Of bits: what follows may tell -0 from 0, and a maximum may lose a NaN on some devices.
+    same = ~bits.differs(values, cut.values[image]).reshape(len(values), -1).any(axis=1)
     most = moved.max(axis=1)
     scales = jnp.asarray(certify.SCALES, moved.dtype)
     fit = jnp.minimum(jnp.sum(most[:, None] > scales, axis=1), scales.size - 1)

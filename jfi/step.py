@@ -130,11 +130,14 @@ def _words(scan: scans.Scan, values) -> dict[int, Patch]:
 
     They need not be written out: each product is the golden one, and a rank-one update.
     """
-    return {
-        k: value
-        for k, value in enumerate(values[: scan.consts])
-        if isinstance(value, Patch) and value.value.size == 1 and scans.only_multiplied(scan, k)
-    }
+
+    def is_word(k, value):
+        if not isinstance(value, Patch) or value.value.size > 1:
+            return False
+        rounded = any(patch.is_rounded(eqn.outvars[0]) for eqn in scans.uses(scan, k))
+        return scans.only_multiplied(scan, k) and not rounded
+
+    return {k: value for k, value in enumerate(values[: scan.consts]) if is_word(k, value)}
 
 
 def _products_with(scan: scans.Scan, words: dict[int, Patch], evaluate):

@@ -381,12 +381,12 @@ def attention(d):
 @step
 def looped(d):
     n, kind = d.shape[-1], d.pick("scan", "fori", "while", "remat")
-    if d.dtype != F32:
+    if not d.is_float:
         return None
-    w = d.leaf(n, n)
+    w = d.leaf(n, n, dtype=d.pick(F32, d.dtype))
 
     def once(p, c, h):
-        return jnp.tanh(c @ p[w] + h)
+        return jnp.tanh(c @ p[w].astype(h.dtype) + h)
 
     def until(p, h):
         def more(state):

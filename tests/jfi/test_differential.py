@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import differential
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jfi import bits, certify, compiling, golden, patch, radii, rounding
+from jfi import bits, certify, compiling, curves, golden, patch, radii, rounding
 
 FEW = 12  # networks of a usual run, on one and on two devices in turn
 TRIED = 60  # networks on which a fault must be found
@@ -92,6 +93,13 @@ def once_an_equation(program, leaf):
     return uses[0] if certify.bounded(certify.section(program, uses[0].outvars[0])) else None
 
 
+def slope_at_plus_x(patched):
+    def slope(x):
+        return jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))
+
+    patched.setitem(curves.RULES, "logistic", curves._monotone(curves._falling(slope)))
+
+
 PRODUCTS_IN_FEW_BITS = ("dense_in_few_bits", "to_another_float", "convolution")
 # By mend: what puts the fault back, and steps where it shows.
 MENDS = {
@@ -114,6 +122,7 @@ MENDS = {
     "a leaf used twice in a product has no radii": (
         partial(set_to, certify, "product", once_an_equation), ("leaf_twice_in_a_product",),
     ),
+    "the slope of a sigmoid does not vanish": (slope_at_plus_x, ("far_out",)),
     "-0 is not 0": (partial(set_to, bits, "differs", equal_numbers), ("sign_of_a_leaf",)),
     "some convolutions have no mapped gradient": (
         partial(set_to, radii.Radii, "_can_be_made", lambda self, program: True), ("convolution",),

@@ -224,3 +224,25 @@ def test_names_that_could_mean_two_places_are_refused(name, message):
 
     with pytest.raises(InputError, match=message):
         jfi.network(net, parameters(), np.zeros(HIDDEN, "f4"))
+
+
+def test_a_recurrent_layer_in_few_bits_is_run_whole():
+    """A product that is rounded has no exact update."""
+    draw = np.random.default_rng(0)
+    params = {"w": jnp.bfloat16(draw.normal(size=(5, 5))), "c": draw.normal(size=(5, 3))}
+    params = {name: np.asarray(leaf, leaf.dtype) for name, leaf in params.items()}
+    params["c"] = params["c"].astype(np.float32)
+
+    def apply(p, x):
+        x = x.astype(jnp.bfloat16)
+        h, _ = lax.scan(lambda c, _: (jnp.tanh(c @ p["w"] + x), None), x, length=3)
+        return h.astype(jnp.float32) @ p["c"]
+
+    images = draw.normal(size=(8, 5)).astype(np.float32)
+    network = jfi.network(apply, params, images[0])
+    runner = Engine(network, images, np.zeros(8, int), network.sites)
+    space = FaultSpace(network.sites, FAULT_MODELS["flip"])
+    faults = space.decode(draw.choice(space.size, 300, replace=False))
+    for measure in ("full", "critical"):
+        found = verify(runner, faults, draw.integers(0, 8, 300), measure)
+        assert found.disagreements == 0 and found.agreements > 290
