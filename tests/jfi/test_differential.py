@@ -14,7 +14,7 @@ import pytest
 
 from jfi import bits, certify, compiling, curves, golden, patch, radii, rounding
 
-FEW = 12  # networks of a usual run, on one and on two devices in turn
+FEW = 8  # networks of a usual run, on one and on two devices in turn
 TRIED = 60  # networks on which a fault must be found
 
 
