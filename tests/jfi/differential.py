@@ -5,8 +5,8 @@
 Of random words of random leaves every bit is flipped, and some are stuck. What is right is said by
 writing the faulty word into the leaf and running the whole network on all images. Left out are
 pairs whose answer float rounding can move: naive runs whose every operand is moved by an epsilon
-(`jfi.rounding.shaken`) tell which. Networks run on one and two devices in turn. Ends with status 1
-at a wrong verdict or an error.
+(`jfi.rounding.shaken`) tell which; few of these may differ. Networks run on one and two devices in
+turn. Ends with status 1 at a wrong verdict or an error.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from jfi.hardware import hardware
 
 MEASURES = ("full", "critical", "detect", "radii")
 WORDS, MOST_SITES, SHAKES, VERIFIED, BOUNDARY = 8, 3, 3, 40, 24
+FEW, EXCUSED = 1, 0.002  # verdicts near a tie that may differ, in all and of these pairs
 FAR, LEAST = 4, 1e-5  # a verdict is sure from so many spreads, and this share of the logits, on
 
 
@@ -140,7 +141,7 @@ def at_the_boundary(rng, engine, naive: Naive) -> str:
         radii = (codes.astype(np.uint32) << 16).view(np.float32)  # rounded down
         golden = engine.network.values(site)
         for index in rng.permutation(site.words)[:BOUNDARY]:
-            for image, sign in itertools.product(range(IMAGES), (-1, 1)):
+            for image, sign in itertools.product(range(0, IMAGES, 5), (-1, 1)):
                 leaf = golden.copy()
                 leaf.flat[index] += sign * np.float32(0.999) * radii[index, image]
                 faulty = {site.name: leaf}
@@ -187,6 +188,8 @@ def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
                 f"{measure}: {bad.sum()} of {bad.size} wrong, first "
                 f"{[int(column[row]) for column in faults]} on {image}: naively {right.logits[row]}"
             )
+    if apart > FEW + EXCUSED * (~right.sure).sum():
+        wrong.append(f"{apart} verdicts differ on {(~right.sure).sum()} pairs near a tie")
     if found := at_the_boundary(rng, engine, naive):
         wrong.append(f"radius of {found}")
     checked = rng.permutation(faults.site.size)[:VERIFIED]

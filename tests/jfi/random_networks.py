@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-IMAGES = 6
+IMAGES = 24
 F32 = np.dtype(np.float32)
 BF16, F16, F8, F8B = map(np.dtype, (jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e5m2))
 
@@ -171,6 +171,21 @@ def dense_in_few_bits(d):
 
 
 @step
+def layers_in_few_bits(d):
+    """As Flax has them with a `dtype`: parameters in float32, all else in fewer bits."""
+    n, dtype = d.shape[-1], d.pick(BF16, BF16, F16)
+    leaves = [d.leaf(n, n) for _ in range(2)]
+
+    def apply(p, h):
+        h = h.astype(dtype)
+        for w in leaves:
+            h = jax.nn.relu(h @ p[w].astype(dtype)) + h / 4
+        return h.astype(jnp.float32)
+
+    return apply if d.is_float else None
+
+
+@step
 def dense_of_integers(d):
     n, m = d.shape[-1], int(d.rng.integers(3, 9))
     w = d.leaf(n, m, dtype=np.dtype(np.int8))
@@ -266,7 +281,11 @@ def selected(d):
 @step
 def sign_of_a_leaf(d):
     w = d.weight(d.shape[-1])
-    return (lambda p, h: jnp.where(jnp.signbit(p[w]), 1 + h, h)) if d.is_float else None
+    return (
+        (lambda p, h: jnp.where(jnp.signbit(p[w].astype(h.dtype)), 1 + h, h))
+        if d.is_float
+        else None
+    )
 
 
 @step

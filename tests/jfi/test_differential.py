@@ -62,10 +62,6 @@ def integers_too(atom, right=certify._is_exact):
     return jnp.issubdtype(atom.aval.dtype, jnp.integer) or right(atom)
 
 
-def excess_precision(patched):
-    patched.setattr(compiling, "_ALWAYS", {"xla_allow_excess_precision": True})
-
-
 def reductions_by_the_library(patched):
     both = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     patched.setattr(compiling, "_CPU", {"xla_cpu_experimental_ynn_fusion_type": both})
@@ -100,22 +96,18 @@ def slope_at_plus_x(patched):
     patched.setitem(curves.RULES, "logistic", curves._monotone(curves._falling(slope)))
 
 
-PRODUCTS_IN_FEW_BITS = ("dense_in_few_bits", "to_another_float", "convolution")
+IN_FEW_BITS = ("layers_in_few_bits", "to_another_float")
 # By mend: what puts the fault back, and steps where it shows.
 MENDS = {
     "a conversion to integers is a step": (
         partial(set_to, certify, "_is_exact", integers_too), ("to_integers",),
     ),
-    "float16 and bfloat16 are not certified": (
-        partial(certify_low, 16), PRODUCTS_IN_FEW_BITS,
-    ),
     "float8 is not certified": (
         partial(certify_low, 8), ("dense_in_few_bits", "dense_in_few_bits"),
     ),
     "sums that are rounded are not updated": (
-        partial(set_to, patch, "is_rounded", lambda atom: False), PRODUCTS_IN_FEW_BITS,
+        partial(set_to, patch, "is_rounded", lambda atom: False), IN_FEW_BITS,
     ),
-    "every operation rounds to its own type": (excess_precision, PRODUCTS_IN_FEW_BITS),
     "a NaN is not lost in a reduction": (
         reductions_by_the_library, ("batch_normalised", "normalised", "over_the_last_axis"),
     ),
