@@ -340,7 +340,4 @@ def test_committed_truths_hold_what_runs_without_proofs_tell(
     told = np.array([found.critical[s][i, b] for s, i, b in at[chosen]])
     assert told.astype(bool).sum() > flips / 20
     full = engine.run(faults, "full").critical
-    np.testing.assert_array_equal(full > 0, told > 0)
-    # Where bit 30 makes logits overflow, which is the largest follows from the order of sums.
-    np.testing.assert_array_equal(full[bit < 30], told[bit < 30])
-    assert (full != told).sum() <= flips / 500
+    np.testing.assert_array_equal(full, told)
