@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from jfi import curves, rounding
+from jfi import curves
 from jfi.convolution import EXACT
 from jfi.program import Program, bind, dependents, flops, section
 
@@ -381,15 +381,15 @@ def _weights(program: Program, env: dict, allowance) -> tuple[Any, Any]:
     return moves.max(axis=0), jnp.all(~other | (margin > 0))
 
 
-def bound_map(program: Program, env: dict, source, scale) -> Any:
+def bound_map(program: Program, env: dict, source, scale, allowance) -> Any:
     """G of one image at the value `source`: sum(|d| * G) < 1 keeps top-1 if max|d| <= scale.
 
     Args:
       env: the golden run, by variable (`jfi.program.run`).
+      allowance: how far each logit may be off (`jfi.rounding.allowance`).
     """
     rest = section(program, source)
     last = features(rest)
-    allowance = rounding.allowance(program, env)
     weights, certain = _weights(section(rest, last), env, allowance)
 
     def cost(bound):
@@ -433,7 +433,7 @@ def _only_lays_out(eqn) -> bool:
     return eqn.invars[0].aval.size == eqn.outvars[0].aval.size
 
 
-def radii(program: Program, env: dict, product, leaf) -> Any:
+def radii(program: Program, env: dict, product, leaf, allowance) -> Any:
     """Certified radius of every word of a leaf for one image, shaped as the leaf.
 
     A word that changes by less than its radius keeps the top-1 answer: |dw| moves the product's
@@ -453,7 +453,7 @@ def radii(program: Program, env: dict, product, leaf) -> Any:
     _, transpose = jax.vjp(spread, env[leaf])
 
     def radius(scale):
-        (cost,) = transpose(bound_map(program, env, out, scale))
+        (cost,) = transpose(bound_map(program, env, out, scale, allowance))
         fits = jnp.minimum(LIMIT / cost, scale / largest)
         # A radius of NaN would be taken for more than any change.
         return jnp.where(jnp.isnan(cost) | jnp.isnan(largest), 0.0, fits)

@@ -11,7 +11,6 @@ from jfi import rounding
 from jfi.chunks import chunks, filled_up
 from jfi.compiling import jit
 from jfi.errors import InputError, kind
-from jfi.program import run
 from jfi.rounding import close
 from jfi.sites import Network
 
@@ -65,12 +64,7 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
 
 def allowances(network: Network, images: np.ndarray) -> np.ndarray:
     """float64 [B]: how far the logits of each image may be off (`jfi.rounding.allowance`)."""
-    program, batch = network.program, min(BATCH, max(1, len(images)))
-
-    def one(leaves, image):
-        return rounding.allowance(program, run(program, leaves, image[None]))
-
-    found = jit(jax.vmap(one, (None, 0)))
+    found, batch = jit(partial(rounding.allowances, network.program)), min(BATCH, len(images))
     return np.float64(_rows(found, network.leaves, images, batch)) if len(images) else np.zeros(0)
 
 

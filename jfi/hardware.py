@@ -46,7 +46,9 @@ class Hardware(NamedTuple):
         )
 
     def jit_golden(self, function: Callable, out: Any) -> Callable:
-        """Compile a function of (leaves, images); its results are on all devices.
+        """Compile a function of (leaves, images), or of images with more rows beside, in a tuple.
+
+        Its results are on all devices.
 
         Its work is spread if `round_up` leaves the number of images as it is: each device sees its
         images alone. (Left to XLA to spread, JAX 0.10.2, gradients of some convolutions came out
@@ -63,7 +65,8 @@ class Hardware(NamedTuple):
         )
 
         def call(leaves, images):
-            whole = len(images) == self.round_up(len(images))
+            count = len(jax.tree.leaves(images)[0])
+            whole = count == self.round_up(count)
             spec, run = (SPREAD, spread) if whole else (SHARED, alone)
             return self.share(run(leaves, jax.device_put(images, NamedSharding(self.mesh, spec))))
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jfi import bits, certify, outcomes
+from jfi import bits, certify, outcomes, rounding
 from jfi.chunks import chunk_size, chunks, dealt, filled_up
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import Program, nbytes, run, section
@@ -80,7 +80,9 @@ class Pruner:
     ):
         self.program, self.hardware = program, hardware
         self.leaves = hardware.share(leaves)
-        self.cuts, self._maps = _useful(program, self.leaves, images[:TRIAL], hardware)
+        self.allowances = hardware.jit_golden(partial(rounding.allowances, program), SPREAD)
+        trial = images[:TRIAL], np.asarray(self.allowances(self.leaves, images[:TRIAL]))
+        self.cuts, self._maps = _useful(program, self.leaves, trial, hardware)
         ends = [*self.cuts, None][1:]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
         self.chunks = [chunk_size(_live(s), hardware.chunk_bytes) for s in stretches]
@@ -103,7 +105,8 @@ class Pruner:
     def load(self, images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Block:
         """Golden values and maps of b images."""
         values, golden = self._golden(self.leaves, images)
-        maps = [maps(self.leaves, images) for maps in self._maps]
+        rows = images, np.asarray(self.allowances(self.leaves, images))
+        maps = [maps(self.leaves, rows) for maps in self._maps]
         cuts = [Cut(*pair) for pair in zip(values, maps, strict=True)]
         return Block(cuts, golden, *self.hardware.share((logits, labels)))
 
@@ -219,7 +222,9 @@ class SiteStart:
         self._start = hardware.jit(partial(_start, self.parts), *_START, donate_argnums=(0,))
         self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
         pair = self.parts.flops + MOVE * self.parts.live
-        self.radii = Radii(pruner.program, pruner.leaves, leaf, pair, hardware, shelf)
+        self.radii = Radii(
+            pruner.program, pruner.leaves, leaf, pair, hardware, shelf, pruner.allowances
+        )
 
     def run(self, line: Line, golden: tuple[Any, Any], at, value, pair, image) -> None:
         """Send P pairs on their way: word `at` [P, rank] set to `value` [P], on `image` [P]."""
@@ -238,9 +243,7 @@ class SiteStart:
         return self._start(buffer, offset, *golden, *full, cut)
 
 
-def _useful(
-    program: Program, leaves, images, hardware: Hardware
-) -> tuple[list[Any], list[Callable]]:
+def _useful(program: Program, leaves, rows, hardware: Hardware) -> tuple[list[Any], list[Callable]]:
     """The cuts from the first on whose maps certify anything, and what makes their maps.
 
     Bounds grow with the distance to the logits, so those before it would certify nothing.
@@ -248,7 +251,7 @@ def _useful(
     found: list[tuple[Any, Callable]] = []
     for cut in reversed(certify.cuts(program)):
         maps = hardware.jit_golden(partial(_maps, program, cut), _MAPS)
-        if not certify.is_useful(maps(leaves, images)):
+        if not certify.is_useful(maps(leaves, rows)):
             break
         found.insert(0, (cut, maps))
     return [cut for cut, _ in found], [maps for _, maps in found]
@@ -275,15 +278,17 @@ def _golden(program: Program, cuts: Sequence[Any], sites: Mapping[int, Split], l
     }
 
 
-def _maps(program: Program, cut, leaves, images):
-    """Bound maps [S, b, ...] at a cut, one for every scale."""
+def _maps(program: Program, cut, leaves, rows):
+    """Bound maps [S, b, ...] at a cut, one for every scale; rows: images and their allowances."""
 
-    def one(image):
+    def one(image, allowance):
         env = run(program, leaves, image[None])
         scales = jnp.asarray(certify.SCALES, env[cut].dtype)
-        return jax.vmap(lambda scale: certify.bound_map(program, env, cut, scale))(scales)
+        return jax.vmap(lambda scale: certify.bound_map(program, env, cut, scale, allowance))(
+            scales
+        )
 
-    return jax.vmap(one, out_axes=1)(images)
+    return jax.vmap(one, out_axes=1)(*rows)
 
 
 def _start(parts: Split, buffer, offset, constants, residuals, image, at, value, cut: Cut):

@@ -10,7 +10,7 @@ dear as knowing the future (ski rental: Karlin et al., 1988).
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ class Radii:
       pair_flops: operations that a pair takes that is not certified.
       hardware: what to make them on.
       shelf: where codes are kept, shared by all sites.
+      allowances: `rounding.allowances` of the program, compiled.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Radii:
         pair_flops: int,
         hardware: Hardware,
         shelf: Shelf,
+        allowances: Callable[[Any, Any], Any],
     ):
         self._leaves, self._leaf, self._shelf = leaves, leaf, shelf
+        self._allowances = allowances
         self._product = certify.product(program, leaf)
         self._group = hardware.round_up(GROUP)
         self._pair_flops, self._owed = pair_flops, defaultdict(float)
@@ -81,11 +84,15 @@ class Radii:
 
     def _can_be_made(self, program: Program) -> bool:
         """Whether JAX can map the gradients; of grouped, strided convolutions it can't."""
+        rest = section(program, self._product.outvars[0])
+        groups = (e.params.get("feature_group_count", 1) for e in (self._product, *rest.eqns))
+        if max(groups) == 1:
+            return True
         images = jax.ShapeDtypeStruct((1, *program.x.aval.shape[1:]), program.x.aval.dtype)
         try:
-            jax.eval_shape(
-                partial(_radii, program, self._product, self._leaf), self._leaves, images
-            )
+            allowance = jax.ShapeDtypeStruct((1,), program.out.aval.dtype)
+            made = partial(_radii, program, self._product, self._leaf)
+            jax.eval_shape(made, self._leaves, (images, allowance))
         except NotImplementedError:
             return False
         return True
@@ -120,10 +127,11 @@ class Radii:
         """Codes [words, b] for images [b, ...]; None where the site has no radii."""
         if self._product is None:
             return None
-        made = [
-            code(np.asarray(self._make(self._leaves, filled_up(images[part], self._group))))
-            for part in chunks(len(images), self._group)
-        ]
+        made = []
+        for part in chunks(len(images), self._group):
+            group = filled_up(images[part], self._group)
+            rows = group, np.asarray(self._allowances(self._leaves, group))
+            made.append(code(np.asarray(self._make(self._leaves, rows))))
         found = np.concatenate(made)[: len(images)].reshape(len(images), -1).T
         if self._share is None:
             self._share = self._certified(found)
@@ -154,11 +162,11 @@ def code(x: np.ndarray) -> np.ndarray:
         return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def _radii(program: Program, product, leaf: int, leaves, images):
-    """Certified radii [b, *leaf.shape] (`certify.radii`)."""
+def _radii(program: Program, product, leaf: int, leaves, rows):
+    """Certified radii [b, *leaf.shape] (`certify.radii`); rows: images and their allowances."""
 
-    def one(image):
+    def one(image, allowance):
         env = run(program, leaves, image[None])
-        return certify.radii(program, env, product, program.leaves[leaf])
+        return certify.radii(program, env, product, program.leaves[leaf], allowance)
 
-    return jax.vmap(one)(images)
+    return jax.vmap(one)(*rows)

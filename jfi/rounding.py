@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -33,11 +34,17 @@ def allowance(program: Program, env: dict) -> Any:
     return jnp.maximum(usual, SAFETY * spread(program, env))
 
 
+def allowances(program: Program, leaves: Sequence[Any], images) -> Any:
+    """`allowance` of each of B images [B, ...]: [B], of the type of the logits."""
+    return jax.vmap(lambda image: allowance(program, run(program, leaves, image[None])))(images)
+
+
 def spread(program: Program, env: dict) -> Any:
     """The most that a logit moves when every operand of every equation moves by one epsilon."""
     leaves, x, golden = [env[v] for v in program.leaves], env[program.x], env[program.out]
-    moved = [shaken(program, leaves, x, seed) for seed in range(PATTERNS)]
-    most = jnp.max(jnp.abs(jnp.stack(moved) - golden))
+    seeds = jnp.arange(PATTERNS, dtype=jnp.uint32)
+    moved = jax.vmap(lambda seed: shaken(program, leaves, x, seed))(seeds)
+    most = jnp.max(jnp.abs(moved - golden))
     return jnp.where(jnp.isnan(most), jnp.inf, most)
 
 

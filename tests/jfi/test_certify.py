@@ -119,7 +119,7 @@ def test_a_primitive_without_a_bound_ends_the_cuts():
         assert all(eqn.primitive.name != "sort" for eqn in section(program, cut).eqns)
     with pytest.raises(certify.Unbounded, match="sort"):
         env = run(program, w, jnp.ones((1, 4, 4, 2)))
-        certify.bound_map(program, env, program.eqns[2].outvars[0], 0.1)
+        certify.bound_map(program, env, program.eqns[2].outvars[0], 0.1, 0.0)
 
 
 @settings(max_examples=10, deadline=None)
@@ -136,8 +136,9 @@ def test_a_certified_difference_keeps_top_1(seed, act, pool, scale, spiky):
     program, leaves = network.program, network.leaves
     env = run(program, leaves, images[:1])
     rng = np.random.default_rng(seed)
+    allowance = rounding.allowance(program, env)
     for cut in certify.cuts(program):
-        slopes = np.asarray(certify.bound_map(program, env, cut, scale))
+        slopes = np.asarray(certify.bound_map(program, env, cut, scale, allowance))
         if not np.isfinite(slopes).all():
             continue  # an uncertain image: nothing is certified
         d = rng.choice([-1.0, 1.0], slopes.shape) * (
@@ -157,10 +158,11 @@ def test_a_change_below_its_radius_keeps_top_1(seed, act):
     network, images = make(seed, act=act)
     program = network.program
     env = run(program, network.leaves, images[:1])
+    allowance = rounding.allowance(program, env)
     for site in jfi.select(network):
         leaf = network.positions[site.name]
         product = certify.product(program, leaf)
-        radii = np.asarray(certify.radii(program, env, product, program.leaves[leaf]))
+        radii = np.asarray(certify.radii(program, env, product, program.leaves[leaf], allowance))
         assert radii.shape == site.shape
         word = np.unravel_index(np.argmax(np.where(np.isfinite(radii), radii, 0)), radii.shape)
         for sign in (-1, 1):
@@ -243,7 +245,8 @@ def test_images_within_rounding_of_a_tie_are_never_certified():
     for gap, certain in ((1e-6, False), (0.5, True)):
         x = jnp.array([[1.0, 1.0 + gap, 0.3, 0.3]])
         env = run(program, [w["a"], w["b"]], x)
-        slopes = np.asarray(certify.bound_map(program, env, program.x, 0.1))
+        own = rounding.allowance(program, env)
+        slopes = np.asarray(certify.bound_map(program, env, program.x, 0.1, own))
         assert np.isfinite(slopes).all() == certain
     # By hand: d0 and d1 both count against the margin less the allowance, the others do not.
     allowance = rounding.TOLERANCE * np.finfo(np.float32).eps * 1.5

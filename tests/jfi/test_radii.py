@@ -1,5 +1,7 @@
 """jfi.radii: codes that order as numbers do, the shelf, and when radii are made."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jfi
-from jfi import certify, radii
+from jfi import certify, radii, rounding
 from jfi.compiling import jit
 from jfi.hardware import hardware
 from jfi.program import run
@@ -57,7 +59,10 @@ def site():
 
     def make(pair_flops):
         shelf = radii.Shelf(1 << 20)
-        return radii.Radii(network.program, network.leaves, 0, pair_flops, hardware(), shelf)
+        allowances = jit(partial(rounding.allowances, network.program))
+        return radii.Radii(
+            network.program, network.leaves, 0, pair_flops, hardware(), shelf, allowances
+        )
 
     return make, images
 
@@ -144,7 +149,8 @@ def test_a_word_moved_to_its_radius_keeps_top_1(name):
         @jit
         def found(x, product=product, leaf=leaf):
             env = run(program, [w, last], x[None])
-            return certify.radii(program, env, product, program.leaves[leaf])
+            allowance = rounding.allowance(program, env)
+            return certify.radii(program, env, product, program.leaves[leaf], allowance)
 
         @jit
         def tops(x, moves, leaf=leaf, golden=golden):
