@@ -325,12 +325,20 @@ def _store(buffer, offset, values):
 
 def proven(values, cut: Cut, image):
     """bool [P]: the difference of `values` [P, ...] from golden is certified to keep top-1."""
-    moved = jnp.abs(values - cut.values[image]).reshape(len(values), -1)
+    golden = cut.values[image]
+    moved = jnp.abs(values - golden).reshape(len(values), -1)
     # Of bits: what follows may tell -0 from 0, and a maximum may lose a NaN on some devices.
-    same = ~bits.differs(values, cut.values[image]).reshape(len(values), -1).any(axis=1)
-    most = moved.max(axis=1)
+    differs = bits.differs(values, golden).reshape(len(values), -1)
+    # Both in one reduction: XLA's code for CPUs is two to four times as fast as for one each.
+    most, other = lax.reduce(
+        (moved, differs), (jnp.zeros((), moved.dtype), False), _most_and_any, dimensions=(1,)
+    )
     scales = jnp.asarray(certify.SCALES, moved.dtype)
     fit = jnp.minimum(jnp.sum(most[:, None] > scales, axis=1), scales.size - 1)
     cost = jnp.sum(moved * cut.maps[fit, image].reshape(moved.shape), axis=1)
     # A NaN, an infinity and a difference beyond the largest scale all fail these tests.
-    return same | ((most <= scales[-1]) & (cost < certify.LIMIT))
+    return ~other | ((most <= scales[-1]) & (cost < certify.LIMIT))
+
+
+def _most_and_any(one, other):
+    return jnp.maximum(one[0], other[0]), one[1] | other[1]
