@@ -31,9 +31,10 @@ MOVE = 100  # operations in the time that a byte of the largest value takes on i
 
 
 # Which arguments of the functions at the end are spread over devices.
-_START = (SPREAD, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED)
+_START = (SPREAD, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD)
 _WHOLE = (SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED, SHARED)
-_ADVANCE = (SPREAD, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SHARED)
+_ADVANCE = (SPREAD, SHARED, SHARED, SPREAD, SPREAD)
+_PROVEN = (SPREAD, SHARED, SHARED, SPREAD)
 _FINISH = (SHARED, SPREAD, SPREAD, SPREAD, SHARED, SHARED)
 _MAPS = PartitionSpec(None, *SPREAD)
 
@@ -90,6 +91,9 @@ class Pruner:
             hardware.jit(partial(_advance, s), *_ADVANCE, donate_argnums=(0,))
             for s in stretches[:-1]
         ]
+        # Apart from what makes the values: fused with it, XLA's code for CPUs would make them anew
+        # for each reduction.
+        self.proven = hardware.jit(_proven, *_PROVEN)
         self.finish = hardware.jit(partial(_finish, stretches[-1]), *_FINISH) if stretches else None
         shelf = Shelf(kept)
         self.starts = {site: SiteStart(self, leaf, shelf) for site, leaf in sites.items()}
@@ -144,10 +148,8 @@ class Line:
         self.waiting: list[list[Waiting]] = [[] for _ in pruner.cuts]
         self.buffers: list[Any] = [None] * len(pruner.cuts)
 
-    def put(
-        self, cut: int, step: Callable[[Any, int, Cut], tuple[Any, Any]], size: int, pair, image
-    ):
-        """Run `step(buffer, offset, cut) -> (buffer, proven [P])`, for `size` pairs a device.
+    def put(self, cut: int, step: Callable[[Any, int], Any], size: int, pair, image):
+        """Run `step(buffer, offset) -> buffer`, for `size` pairs a device, and see what is proven.
 
         Args:
           pair: int64 [P], -1 for none.
@@ -157,7 +159,8 @@ class Line:
         if self._filled(cut) + size > self._rows(cut):
             self._drain_one(cut)
         offset = self._filled(cut)
-        self.buffers[cut], proven = step(self.buffers[cut], offset, self.block.cuts[cut])
+        self.buffers[cut] = step(self.buffers[cut], offset)
+        proven = self.pruner.proven(self.buffers[cut], offset, self.block.cuts[cut], image)
         self.waiting[cut].append(Waiting(offset, size, proven, pair, image))
 
     def drain(self) -> None:
@@ -195,9 +198,8 @@ class Line:
     def _on(self, cut: int, row, pair, image) -> None:
         source = self.buffers[cut]
 
-        def step(buffer, offset, golden):
-            advance = self.pruner.advance[cut]
-            return advance(buffer, offset, self.pruner.leaves, source, row, image, golden)
+        def step(buffer, offset):
+            return self.pruner.advance[cut](buffer, offset, self.pruner.leaves, source, row)
 
         self.put(cut + 1, step, self.pruner.chunks[cut], pair, image)
 
@@ -239,8 +241,8 @@ class SiteStart:
                 ends = line.block.logits, line.block.labels
                 line.arrive(numbers, self._whole(*golden, *full, *ends))
 
-    def _step(self, golden, full, buffer, offset, cut: Cut):
-        return self._start(buffer, offset, *golden, *full, cut)
+    def _step(self, golden, full, buffer, offset):
+        return self._start(buffer, offset, *golden, *full)
 
 
 def _useful(program: Program, leaves, rows, hardware: Hardware) -> tuple[list[Any], list[Callable]]:
@@ -291,12 +293,12 @@ def _maps(program: Program, cut, leaves, rows):
     return jax.vmap(one, out_axes=1)(*rows)
 
 
-def _start(parts: Split, buffer, offset, constants, residuals, image, at, value, cut: Cut):
+def _start(parts: Split, buffer, offset, constants, residuals, image, at, value):
     """A chunk of pairs from the fault to the first cut."""
     values = jax.vmap(
         lambda image, at, value: suffix(parts, constants, residuals, image, list(at), value)
     )(image, at, value)
-    return _store(buffer, offset, values), proven(values, cut, image)
+    return _store(buffer, offset, values)
 
 
 def _whole(parts: Split, constants, residuals, image, at, value, golden, labels):
@@ -307,10 +309,10 @@ def _whole(parts: Split, constants, residuals, image, at, value, golden, labels)
     return outcomes.classify(golden[image], logits, labels[image])
 
 
-def _advance(stretch: Program, buffer, offset, leaves, source, row, image, cut: Cut):
+def _advance(stretch: Program, buffer, offset, leaves, source, row):
     """A chunk of pairs from one cut to the next."""
     values = jax.vmap(lambda value: run(stretch, leaves, value)[stretch.out])(source[row])
-    return _store(buffer, offset, values), proven(values, cut, image)
+    return _store(buffer, offset, values)
 
 
 def _finish(stretch: Program, leaves, source, row, image, golden, labels):
@@ -321,6 +323,11 @@ def _finish(stretch: Program, leaves, source, row, image, golden, labels):
 
 def _store(buffer, offset, values):
     return lax.dynamic_update_slice(buffer, values, (offset, *[0] * (values.ndim - 1)))
+
+
+def _proven(buffer, offset, cut: Cut, image):
+    """`proven` of the chunk of pairs that lies in the buffer from row `offset` on."""
+    return proven(lax.dynamic_slice_in_dim(buffer, offset, len(image)), cut, image)
 
 
 def proven(values, cut: Cut, image):
