@@ -29,7 +29,7 @@ from jax.extend import core
 
 from jfi import curves
 from jfi.convolution import EXACT
-from jfi.program import Program, bind, dependents, flops, section
+from jfi.program import PRODUCTS, Program, bind, dependents, flops, section
 
 SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
 LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
@@ -159,7 +159,6 @@ RULES: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], Any]] = {
     "reduce_window_max": _window_max,
 }
 
-PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
 BILINEAR = PRODUCTS | {"mul"}
 LAYOUTS = frozenset("broadcast_in_dim copy reshape rev squeeze transpose".split())
 # What leaves sums of the inputs: after the last other primitive the logits are affine.

@@ -6,17 +6,27 @@ import numpy as np
 
 CHUNK_BYTES = 1 << 22  # bytes of the largest value of a chunk: more falls out of the caches
 PAIRS = (64, 8192)  # fewest and most pairs of a chunk
+ENOUGH = 512, 1 << 29  # pairs and operations of a chunk from which on more gain nothing
 
 
-def chunk_size(live: int, most: int = CHUNK_BYTES) -> int:
+def chunk_size(live: int, most: int = CHUNK_BYTES, work: int = 1) -> int:
     """Pairs of a chunk, a power of two: many, as long as the largest value stays in cache.
+
+    The last chunk of a site is filled up, so that one with work enough is better short.
 
     Args:
       live: bytes of the largest value of one pair.
       most: bytes it may take of all pairs.
+      work: operations of one pair.
     """
     fewest, largest = PAIRS
-    return int(np.clip(1 << max(0, (most // max(1, live)).bit_length() - 1), fewest, largest))
+    largest = min(largest, max(ENOUGH[0], _power(ENOUGH[1], work)))
+    return int(np.clip(_power(most, live), fewest, largest))
+
+
+def _power(whole: int, part: int) -> int:
+    """The largest power of two of such parts that there is room for; one at least."""
+    return 1 << max(0, (whole // max(1, part)).bit_length() - 1)
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

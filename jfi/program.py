@@ -21,6 +21,7 @@ _CALLS = frozenset(
     "jit pjit closed_call core_call call remat remat2 checkpoint "
     "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
 )
+PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
@@ -141,8 +142,13 @@ def section(program: Program, start=None, end=None) -> Program:
 
 def dependents(program: Program, source) -> frozenset:
     """Every variable whose value depends on the variable `source`, itself included."""
-    found = {source}
-    for eqn in program.eqns:
+    return reached(program.eqns, [source])
+
+
+def reached(eqns: Sequence[Any], sources: Sequence[Any]) -> frozenset:
+    """Every variable of the equations that depends on one of the `sources`, themselves included."""
+    found = set(sources)
+    for eqn in eqns:
         if any(not isinstance(atom, core.Literal) and atom in found for atom in eqn.invars):
             found.update(eqn.outvars)
     return frozenset(found)

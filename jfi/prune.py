@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from jfi import bits, certify, outcomes, rounding
 from jfi.chunks import chunk_size, chunks, dealt, filled_up
 from jfi.hardware import SHARED, SPREAD, Hardware
-from jfi.program import Program, nbytes, run, section
+from jfi.program import Program, flops, nbytes, run, section
 from jfi.radii import Radii, Shelf
 from jfi.split import Split, image_bytes, read, split, suffix
 
@@ -86,7 +86,7 @@ class Pruner:
         self.cuts, self._maps = _useful(program, self.leaves, trial, hardware)
         ends = [*self.cuts, None][1:]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
-        self.chunks = [chunk_size(_live(s), hardware.chunk_bytes) for s in stretches]
+        self.chunks = [chunk_size(_live(s), hardware.chunk_bytes, flops(s.eqns)) for s in stretches]
         self.advance = [
             hardware.jit(partial(_advance, s), *_ADVANCE, donate_argnums=(0,))
             for s in stretches[:-1]
@@ -220,7 +220,7 @@ class SiteStart:
         self.cut = pruner.first_cut(leaf)
         end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
         self.parts = split(section(pruner.program, end=end), leaf)
-        self.chunk = chunk_size(self.parts.live, hardware.chunk_bytes)
+        self.chunk = chunk_size(self.parts.live, hardware.chunk_bytes, self.parts.flops)
         self._start = hardware.jit(partial(_start, self.parts), *_START, donate_argnums=(0,))
         self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
         pair = self.parts.flops + MOVE * self.parts.live

@@ -13,8 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jfi.certify import PRODUCTS
-from jfi.program import bind
+from jfi.program import PRODUCTS, bind
 
 SAFETY = 4  # times the largest error seen in calibration
 PAIRS = 1024  # run both ways to calibrate

@@ -13,10 +13,9 @@ from jfi.bits import has_words
 from jfi.errors import InputError, kind
 from jfi.faults import MODEL_SITES, Site
 from jfi.hardware import is_key
-from jfi.program import Program, dependents, trace
+from jfi.program import PRODUCTS, Program, dependents, trace
 from jfi.taps import Tap
 
-_PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 _TOLD = 8  # most leaves that `told` names
 
@@ -247,7 +246,7 @@ def products(program: Program) -> Iterator[tuple[int, Any]]:
     source = {var: number for number, var in enumerate(program.leaves)}
     for eqn in program.eqns:
         atoms = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in source]
-        if eqn.primitive.name in _PRODUCTS:
+        if eqn.primitive.name in PRODUCTS:
             yield from ((source[atom], eqn) for atom in atoms)
         elif scan := scans.read(eqn):
             inside = [eqn.invars[k] for k in range(scan.consts) if _multiplies(scan, k)]
@@ -258,7 +257,7 @@ def products(program: Program) -> Iterator[tuple[int, Any]]:
 
 
 def _multiplies(scan: scans.Scan, constant: int) -> bool:
-    return any(eqn.primitive.name in _PRODUCTS for eqn in scans.uses(scan, constant))
+    return any(eqn.primitive.name in PRODUCTS for eqn in scans.uses(scan, constant))
 
 
 def _check_image(image) -> jax.ShapeDtypeStruct:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 
 from jfi import bits, patch, taps
-from jfi.program import Program, bind, dependents, flops, nbytes, run
+from jfi.program import Program, bind, dependents, flops, nbytes, reached, run
 from jfi.step import step
 from jfi.taps import Tap
 
@@ -145,13 +145,14 @@ def split(program: Program, source: int | Tap) -> Split:
         lambda at, value: _continue(program, source, recorder, at, value, bind),
     )(*operands).jaxpr
     image = dependents(program, program.x)
+    faulty = reached(jaxpr.eqns, jaxpr.invars)  # the others are one for all pairs
     return Split(
         program,
         source,
         constants=tuple(key for key in recorder.keys if key.var not in image),
         residuals=tuple(key for key in recorder.keys if key.var in image),
         flops=flops(jaxpr.eqns),
-        live=max(nbytes(var.aval) for eqn in jaxpr.eqns for var in eqn.outvars),
+        live=max(nbytes(var.aval) for eqn in jaxpr.eqns for var in eqn.outvars if var in faulty),
     )
 
 

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from jfi import patch, scans
 from jfi.patch import Golden, Patch
-from jfi.program import bind
+from jfi.program import PRODUCTS, bind
 from jfi.taps import Injection, steps
 
 
@@ -47,6 +47,9 @@ def step(
     out = rule(golden, eqn, values) if rule and local else None
     if out is not None:
         return [patch.simplify(eqn.outvars[0], out)]
+    out = _used_again(golden, eqn, values, evaluate)
+    if out is not None:
+        return [out]
     words = _words(scan, values) if scan else {}
     full = [
         golden.whole(atom) if value is None or k in words else patch.whole(golden, atom, value)
@@ -56,6 +59,43 @@ def step(
         change = _change_whole(fault, now) if faulted else _unchanged
         return scans.run(scan, full, {}, change, _products_with(scan, words, evaluate))
     return evaluate(eqn, full)
+
+
+def _used_again(golden: Golden, eqn, values, evaluate) -> Any:
+    """A product of a faulty word with what has changed already; None of anything else.
+
+    A weight that is used many times, as by the steps of a recurrent network, need not be written
+    out: the product by the golden weight, one for all faults, and the update by that word.
+    """
+    if eqn.primitive.name not in PRODUCTS or None in values or not _is_product(eqn):
+        return None
+    words = [isinstance(value, Patch) and value.value.size == 1 for value in values]
+    if sum(words) != 1:
+        return None
+    word = words.index(True)
+    other = patch.whole(golden, eqn.invars[1 - word], values[1 - word])
+    operands = [golden.whole(eqn.invars[word])] * 2
+    operands[1 - word] = other
+    return _by_update(eqn, operands, evaluate(eqn, operands), word, values[word])
+
+
+def _is_product(eqn) -> bool:
+    """Whether both operands are values of their own, of a product that is not rounded."""
+    a, b = eqn.invars
+    return a is not b and not patch.is_rounded(eqn.outvars[0])
+
+
+def _by_update(eqn, operands, out, side: int, word: Patch) -> Any:
+    """A product whose operand `side` has a faulty word, from `out`, that by the golden one."""
+    at_hand = _AtHand(dict(zip([*eqn.invars, *eqn.outvars], [*operands, *out], strict=True)))
+    values: list[Any] = [None, None]
+    values[side] = word
+    update = patch.RULES[eqn.primitive.name](at_hand, eqn, values)
+    if update is None:
+        faulty = list(operands)
+        faulty[side] = patch.whole(at_hand, eqn.invars[side], word)
+        return bind(eqn, faulty)[0]
+    return patch.whole(at_hand, eqn.outvars[0], update)
 
 
 def _broken(golden: Golden, eqn, value, fault: Injection, now) -> Patch | Any:
@@ -146,17 +186,20 @@ def _products_with(scan: scans.Scan, words: dict[int, Patch], evaluate):
 
     def run(eqn, values):
         out = evaluate(eqn, values)
-        patches = [faulty.get(a) if isinstance(a, core.Var) else None for a in eqn.invars]
-        if patch.only(patches) is None:
+        side = [k for k, a in enumerate(eqn.invars) if isinstance(a, core.Var) and a in faulty]
+        if not side:
             return out
-        at_hand = _AtHand(dict(zip([*eqn.invars, *eqn.outvars], [*values, *out], strict=True)))
-        return [patch.whole(at_hand, eqn.outvars[0], patch.dot_general(at_hand, eqn, patches))]
+        if len(side) == 2:
+            at_hand = _AtHand(dict(zip(eqn.invars, values, strict=True)))
+            return bind(eqn, [patch.whole(at_hand, a, faulty[a]) for a in eqn.invars])
+        (word,) = side
+        return [_by_update(eqn, values, out, word, faulty[eqn.invars[word]])]
 
     return run
 
 
 class _AtHand(NamedTuple):
-    """As a `Golden`, over values that are there; a product reads no padded ones."""
+    """As a `Golden`, over values that are there."""
 
     values: dict[Any, Any]
 
@@ -167,3 +210,8 @@ class _AtHand(NamedTuple):
         start = [jnp.int32(0) if i is None else i for i in at]
         sizes = [d if i is None else 1 for i, d in zip(at, patch.shape(atom), strict=True)]
         return lax.dynamic_slice(self.values[atom], start, sizes)
+
+    def padded(self, atom, config, start, sizes):
+        value = self.values[atom]
+        filled = lax.pad(value, jnp.zeros((), value.dtype), config)
+        return lax.dynamic_slice(filled, [jnp.int32(i) for i in start], sizes)

@@ -44,7 +44,7 @@ class SiteProgram:
 
     def __init__(self, parts: Split, hardware: Hardware, reduced: Callable | None):
         self.parts, self._hardware = parts, hardware
-        self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes)
+        self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes, parts.flops)
         self._prefix = hardware.jit_golden(partial(prefix, parts), (SHARED, SPREAD))
         # In full, and in reduced precision.
         self._suffix = [

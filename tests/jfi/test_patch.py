@@ -243,6 +243,42 @@ def test_tied_weights():
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
 
 
+def lstm(p, x):
+    """Steps as PyTorch unrolls them: all gates by one product, weights as [out, in]."""
+    h = c = jnp.zeros((x.shape[0], 5))
+    for t in range(x.shape[1]):
+        gates = x[:, t] @ p[0].T + h @ p[1].T + p[2]
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return h
+
+
+def convolved_thrice(p, x):
+    y = x
+    for stride in (1, 2, 1):
+        y = jnp.tanh(conv(p[0], y, 1, (stride, stride), "SAME"))
+    return head(y)
+
+
+@pytest.mark.parametrize("leaf", range(2))
+def test_weights_that_every_step_uses(leaf):
+    """They are never written out for a fault: no value of a pair is as large as the weights."""
+    params = [normal(20, 3), normal(20, 5), normal(20)]
+    images = normal(3, 6, 3)
+    fast, slow, share = both(lstm, params, images, leaf)
+    np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
+    assert share < 1.1
+    program = trace(lstm, params, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
+    assert split(program, leaf).live <= 20 * 4
+
+
+def test_a_kernel_that_is_used_again():
+    fast, slow, share = both(convolved_thrice, [normal(3, 3, 4, 4) / 4])
+    np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
+    assert share < 1.3
+
+
 def test_quantised_weights():
     """int8 kernels with a scale, and a product accumulated in int32: no overflow of differences."""
 
