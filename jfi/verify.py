@@ -1,13 +1,13 @@
 """Verification: random pairs of a campaign run again naively, by an independent path.
 
 Naive means: bitcast the leaf, change the bit, run the whole network as the user wrote it, one
-pair after another, in one compiled program. For a fault in a run-time value the network is
-evaluated equation by equation, and the value broken where it is named. Nothing of the splitting,
-the rank-one rules or neurons run alone is in it.
+pair after another, in one compiled program for all sites. For faults in run-time values the
+network is evaluated equation by equation, and the value broken where it is named. Nothing of the
+splitting, the rank-one rules or neurons run alone is in it.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,19 @@ import numpy as np
 from scipy import stats
 
 from jfi import bits, scans, taps
+from jfi.chunks import chunks
 from jfi.compiling import jit
-from jfi.engine import Engine, by_site, take
-from jfi.faults import Faults, Site
+from jfi.engine import Engine, take
+from jfi.faults import Faults
 from jfi.golden import allowances
 from jfi.outcomes import CRITICAL, classify
 from jfi.program import bind, run
 from jfi.rounding import close, overflows, rounding
 from jfi.sites import Network
-from jfi.taps import Tap
 
 _ON_RECORD = {-1: "", 0: "; on record as not critical", 1: "; on record as critical"}
-BATCH = 32  # pairs of one call, run one after another
+BATCH = 32  # pairs with a run-time fault of one call, run one after another
+IN_FLIGHT = 32  # runs under way before the first is read back
 BOUND = 0.95  # confidence of `Verification.bound`
 
 
@@ -61,31 +62,25 @@ def naive(
     """Logits [P, C] of the k-th fault on image `image[k]` by whole re-runs.
 
     Args:
-      harmless: put masks in the faults' places that change nothing: golden, by the same program.
+      harmless: leave the faults out: golden, by the same program.
     """
     logits = np.empty((image.size, engine.golden.logits.shape[1]), engine.golden.logits.dtype)
-    for number, rows in by_site(faults, np.arange(image.size)):
-        site = engine.sites[number]
-        program = _program(engine, site)
-        for start in range(0, rows.size, BATCH):
-            part = rows[start : start + BATCH]
-            full = np.resize(part, BATCH)
-            keep, change = bits.masks(site.dtype, faults.bit[full], faults.polarity[full])
-            if harmless:
-                keep, change = np.full_like(keep, ~keep.dtype.type(0)), np.zeros_like(change)
-            step, index = taps.moment(site, faults.index[full])
-            where = step.astype(np.int32), index.astype(np.int32)
-            pairs = (*where, keep, change, engine.images[image[full]])
-            logits[part] = np.asarray(program(engine.network.leaves, pairs))[: part.size]
+    at_run_time = np.array([site.name not in engine.network.positions for site in engine.sites])
+    in_values = at_run_time[faults.site]
+    for some, of in ((~in_values, _in_leaves), (in_values, _in_values)):
+        rows = np.flatnonzero(some)
+        if rows.size:
+            logits[rows] = of(engine, take(faults, rows), image[rows], harmless)
     return logits
 
 
-def _program(engine: Engine, site: Site):
-    """Compiled: (leaves, pairs) -> logits [BATCH, C] for faults in one site."""
-    source = engine.network.source(site)
-    one = _in_value if isinstance(source, Tap) else _in_leaf
-    run = partial(one, engine.network, source)
-    return jit(lambda leaves, pairs: jax.lax.map(lambda pair: run(leaves, pair), pairs))
+def _masks(engine: Engine, faults: Faults, harmless: bool) -> list[tuple[Any, Any]]:
+    """The masks `(keep, change)` of each fault; those that change nothing if `harmless`."""
+    found = []
+    for number, bit, polarity in zip(faults.site, faults.bit, faults.polarity, strict=True):
+        keep, change = bits.masks(engine.sites[number].dtype, bit, polarity)
+        found.append((~np.zeros_like(keep), np.zeros_like(change)) if harmless else (keep, change))
+    return found
 
 
 def _broken(value, index, keep, change):
@@ -95,34 +90,68 @@ def _broken(value, index, keep, change):
     return bits.from_bits(words, value.dtype).reshape(value.shape)
 
 
-def _in_leaf(network: Network, position: int, leaves, pair):
-    """The network as the user wrote it, with one word of a parameter broken."""
-    _, index, keep, change, x = pair
-    leaves = list(leaves)
-    leaves[position] = _broken(leaves[position], index, keep, change)
-    tree = jax.tree.structure(network.params)
-    return network.apply(jax.tree.unflatten(tree, leaves), x[None])[0]
+_broken_alone = jit(_broken)
 
 
-def _in_value(network: Network, tap: Tap, leaves, pair):
+def _in_leaves(engine: Engine, faults: Faults, image: np.ndarray, harmless: bool) -> np.ndarray:
+    """The network as the user wrote it, one program, with one word of a parameter broken."""
+    network, leaves = engine.network, jax.device_put(engine.network.leaves)
+    tree, apply = jax.tree.structure(network.params), jit(network.apply)
+    found = []
+    masks = _masks(engine, faults, harmless)
+    for number, index, own, k in zip(faults.site, faults.index, masks, image, strict=True):
+        position = network.source(engine.sites[number])
+        broken = _broken_alone(leaves[position], np.int32(index), *own)
+        faulty = [*leaves[:position], broken, *leaves[position + 1 :]]
+        found.append(apply(jax.tree.unflatten(tree, faulty), engine.images[k][None]))
+        if len(found) > IN_FLIGHT:
+            found[-IN_FLIGHT - 1] = np.asarray(found[-IN_FLIGHT - 1])
+    return np.concatenate([np.asarray(row) for row in found])
+
+
+def _in_values(engine: Engine, faults: Faults, image: np.ndarray, harmless: bool) -> np.ndarray:
     """The network, equation by equation, with one word of a named value broken as it is made."""
-    at, index, keep, change, x = pair
-    now = 0
+    network = engine.network
+    names = list(network.taps)
+    sites = [engine.sites[number] for number in faults.site]
+    number = np.array([names.index(network.source(site).name) for site in sites], np.int32)
+    at = [taps.moment(site, index) for site, index in zip(sites, faults.index, strict=True)]
+    step, index = np.array(at, np.int32).T
+    # Masks of all values as words of one width; each is cut to its own.
+    widest = np.result_type(*(bits.word_dtype(tap.dtype) for tap in network.taps.values()))
+    keep, change = np.array(_masks(engine, faults, harmless), widest).T
+    one = partial(_in_value, network, names)
+    run = jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
+    found = []
+    for part in chunks(image.size, BATCH):
+        columns = (number, step, index, keep, change, engine.images[image])
+        rows = [np.resize(x[part], (BATCH, *x.shape[1:])) for x in columns]
+        found.append(np.asarray(run(network.leaves, tuple(rows))))
+    return np.concatenate(found)[: image.size]
+
+
+def _in_value(network: Network, names: list[str], leaves, pair):
+    """Logits [C] with the fault of one pair."""
+    which, at, index, keep, change, x = pair
+    made = dict.fromkeys(names, 0)
 
     def broken(start, name, value, later):
-        if name != tap.name:
+        if name not in made:
             return value
-        due = (at == taps.EVERY_STEP) | (at == start + later)
-        return jnp.where(due, _broken(value, index, keep, change), value)
+        due = (at == taps.EVERY_STEP) | (at == start[name] + later)
+        own = bits.word_dtype(value.dtype)
+        faulty = _broken(value, index, keep.astype(own), change.astype(own))
+        return jnp.where(due & (which == names.index(name)), faulty, value)
 
     def evaluate(eqn, values):
-        nonlocal now
-        start, now = now, now + taps.steps(eqn, tap.name)
-        if start == now:
+        start = dict(made)
+        for name in names:
+            made[name] += taps.steps(eqn, name)
+        if start == made:
             return bind(eqn, values)
         scan = scans.read(eqn)
         if scan is None:
-            return [broken(start, tap.name, values[0], 0)]
+            return [broken(start, eqn.params["name"], values[0], 0)]
         return scans.run(scan, values, {}, partial(broken, start))
 
     return run(network.program, leaves, x[None], evaluate)[network.program.out][0]
