@@ -436,11 +436,11 @@ def _measure() -> tuple[str, dict]:
         rows = costs.growth(growth_row, len(dataset.x_test))
         return "growth", {"measure": args.measure, "rows": rows}
     images, labels = target.workload(net, dataset, _images(dataset))
-    memory, hardware = args.memory * MEBIBYTE, cli.machine()
+    memory = args.memory * MEBIBYTE
 
     def bench_of(sites) -> Workbench:
         faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
-        runner = Engine(network, images, labels, sites, memory=memory, hardware=hardware)
+        runner = Engine(network, images, labels, sites, memory=memory)
         return Workbench(net, runner, faults)
 
     if args.growth or args.profile:

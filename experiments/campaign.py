@@ -114,7 +114,7 @@ def main() -> int | None:
         images, labels = images[chosen.indices], labels[chosen.indices]
     runner = Engine(
         network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE,
-        hardware=cli.machine(), screen=args.screen, workload=chosen,
+        screen=args.screen, workload=chosen,
     )  # fmt: skip
     manifest = campaign.manifest(plan, runner, config(), {})
     truth = truth_of(args.truth, manifest) if args.truth else None

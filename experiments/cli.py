@@ -1,10 +1,8 @@
 """How every script starts, and how it ends: one line for bad input, never a traceback."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -12,7 +10,6 @@ from absl import app, flags, logging
 from experiments.machine import cores
 from jfi import tuning
 from jfi.errors import InputError, VerificationError
-from jfi.hardware import Hardware, hardware
 from nets import NetError
 
 HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
@@ -39,7 +36,7 @@ def fail(error: object, status: int = FAILED) -> int:
 
 def _guard(main: Callable[[], int | None]) -> int | None:
     try:
-        _cache_compilations()
+        tuning.keep_compiled()
         _use_every_core()
         return main()
     except (InputError, NetError) as error:
@@ -100,33 +97,7 @@ def _choices(flag: flags.Flag) -> list[str]:
     return getattr(flag.parser, "enum_values", [])
 
 
-def machine() -> Hardware:
-    """All local devices, with the chunk size that is fastest on them."""
-    folder = _cache_folder()
-    return hardware() if folder is None else tuning.tuned(hardware(), folder / "chunks.json")
-
-
 def _use_every_core() -> None:
     """Make each core of the CPU a device of its own, unless JAX has started already."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", cores())
-
-
-def _cache_compilations() -> None:
-    """Keep compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = _cache_folder()
-        if folder is None:  # nowhere to keep them: compiled anew each time
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _cache_folder() -> Path | None:
-    """Where things are kept between runs; None if it can't be made."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jfi"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder

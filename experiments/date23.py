@@ -433,7 +433,7 @@ def of_network(net: nets.Net, dataset: data.Dataset, out: Path) -> Subject:
     images, labels = target.workload(net, dataset, args.images)
     network = target.load_network(net, target.weights_path(net, dataset.name))
     space = FaultSpace(select(network), FAULT_MODELS["stuck_at"])
-    engine = Engine(network, images, labels, space.sites, hardware=cli.machine())
+    engine = Engine(network, images, labels, space.sites)
     config = {name: getattr(args, name) for name in CONFIG}
     draw = injected_by(engine, space, out / "campaigns", config)
     return Subject(net.name, space, [network.values(site) for site in space.sites], {}, draw)
@@ -458,7 +458,7 @@ def smoke_truth(out: Path) -> Truth:
     network = target.load_network(net, weights)
     work = truths.plan(network)
     workload = target.workload(net, dataset, None)
-    engine = Engine(network, *workload, work.space.sites, hardware=cli.machine())
+    engine = Engine(network, *workload, work.space.sites)
     config = {"net": net.name, "dataset": dataset.name, "weights": str(weights), "seed": 0}
     with campaign_script.LiveProgress() as progress:
         return truths.write(path, work, engine, config, verify_pairs=200, progress=progress)

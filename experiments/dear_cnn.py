@@ -503,7 +503,7 @@ def subject_of(net: nets.Net, dataset: data.Dataset, weights: Path, out: Path) -
     args = flags.FLAGS
     network = target.load_network(net, weights)
     images, labels = target.workload(net, dataset, args.images)
-    engine = Engine(network, images, labels, select(network), hardware=cli.machine())
+    engine = Engine(network, images, labels, select(network))
     seen = golden_pass(engine)
     chosen = choices(seen, args.epsilon, args.slope)
     campaigns = _campaigns(engine, out / "campaigns")

@@ -182,7 +182,7 @@ def main() -> int | None:
     network = target.load_network(net, target.weights_path(net, dataset.name))
     options = {"sites_pattern": args.sites, "fault_model": args.fault_model, "seed": args.seed}
     plan = jfi.plan(network, args.sampler, request=check(target.request()), **options)
-    engine = Engine(network, samples, labels, plan.space.sites, hardware=cli.machine())
+    engine = Engine(network, samples, labels, plan.space.sites)
     name, out = f"{net.name}_{dataset.name}_{args.fault_model}", Path(args.out)
     config = {flag: getattr(args, flag) for flag in CONFIG}
     with campaign_script.LiveProgress() as progress:

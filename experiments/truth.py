@@ -303,7 +303,6 @@ def main() -> int | None:
         labels,
         work.space.sites,
         memory=args.memory * campaign_script.MEBIBYTE,
-        hardware=cli.machine(),
     )
     config = {name: getattr(args, name) for name in CONFIG}
     with campaign_script.LiveProgress() as progress:

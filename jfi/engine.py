@@ -2,24 +2,27 @@
 
 The unit of work is a list of (fault, image) pairs of one site, cut into chunks of one size so
 that nothing recompiles. Pairs run to the logits (`jfi.whole`) or, where only critical or not is
-asked, from cut to cut and leave when proven (`jfi.prune`).
+asked, from cut to cut and leave when proven (`jfi.prune`). Where neither pays, faults are run one
+by one on all images (`jfi.loop`); `jfi.routes` estimates which way is the fastest.
 """
 
+import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from jfi import bits, outcomes, taps
+from jfi import bits, outcomes, routes, taps, tuning
 from jfi import screen as screening
 from jfi.chunks import blocks, chunks, filled_up
 from jfi.errors import InputError, kind
 from jfi.faults import Faults, Site, check_faults, check_range
 from jfi.golden import golden_run
 from jfi.hardware import Hardware
-from jfi.hardware import hardware as all_devices
+from jfi.loop import Loop
 from jfi.outcomes import Outcomes
+from jfi.program import text
 from jfi.prune import Block as PrunerBlock
 from jfi.prune import Line, Pruner
 from jfi.radii import code, distance
@@ -35,6 +38,7 @@ MEASURES = ("full", "critical", "detect")
 MEMORY = 1 << 30  # bytes of golden values kept on the device at a time
 PAIRS = 1 << 20  # most pairs listed on the host at a time
 RADII_BLOCK = 64  # images whose radii are held at a time
+TIMED = 4  # faults that a loop is timed on
 DETECT_BLOCK = 64  # images that a fault is judged on before it may be dropped as critical
 
 
@@ -53,6 +57,8 @@ class Engine:
         that precision first, and in full where it leaves a doubt.
       workload: how the images were chosen (`jfi.workload`); `detect` then presents them as they
         are given, else in order of golden margin.
+      loop: whether faults in parameters are run one by one through the whole network, always or
+        never; by default where that is estimated to be faster, or was once timed to be.
 
     Raises:
       InputError: images or labels of the wrong shape or range, or not as many as the workload's;
@@ -71,17 +77,19 @@ class Engine:
         hardware: Hardware | None = None,
         screen: str | None = None,
         workload: Selection | None = None,
+        loop: bool | None = None,
     ):
         self.network, self.screen = network, _check_screen(screen)
-        self.hardware = all_devices() if hardware is None else hardware
+        self.hardware = tuning.usual() if hardware is None else hardware
         self.images = _check_images(network, images)
         self.golden = golden_run(network, self.images)
         self.labels = _check_labels(labels, self.golden.logits.shape)
         self.workload = _check_workload(workload, len(self.images))
         self.sites = check_sites(network, sites)
-        self._memory = memory
+        self._memory, self._always = memory, loop
         self._leaves = self.hardware.share(network.leaves)
         self._programs: dict[int, SiteProgram] = {}
+        self._slow: dict[int, bool] = {}
         self._least: dict[int, np.ndarray] = {}
         self._loaded: tuple[int, Block] | None = None
         self._at_cuts: tuple[np.ndarray, PrunerBlock] | None = None
@@ -113,8 +121,10 @@ class Engine:
             told = outcomes.tally(codes, keep_bits)
         else:
             # No bound is known of what a run-time fault may do: it is run to the logits.
-            at_run_time = self._at_run_time[faults.site[todo]]
-            whole, todo = todo[at_run_time], todo[~at_run_time]
+            plain = self._at_run_time[faults.site[todo]]
+            if not self._bounds_pay(faults.site[todo[~plain]]):
+                plain[:] = True
+            whole, todo = todo[plain], todo[~plain]
             self._run_full(faults, whole, codes)
             inferred[:] = self._run_pruned(faults, todo, codes, detect=measure == "detect")
             inferred[0, whole] = len(self.images)
@@ -146,6 +156,10 @@ class Engine:
     def _run_full(self, faults: Faults, todo: np.ndarray, codes: np.ndarray) -> None:
         """Write the codes of the faults `todo` on all images."""
         for number, rows in by_site(faults, todo):
+            if self._is_looped(number, rows.size):
+                for some in _parts(rows, len(self.images)):
+                    codes[some] = self._looped(number, take(faults, some)).codes
+                continue
             for part in self.image_blocks(number):
                 images = np.arange(part.start, part.stop)
                 for some in _parts(rows, images.size):
@@ -196,11 +210,13 @@ class Engine:
         only = np.zeros(codes.shape, bool)
         pair = np.arange(image.size), image
         only[pair] = True
-        at_run_time = self._at_run_time[faults.site]
-        whole = np.flatnonzero(at_run_time)
+        plain = self._at_run_time[faults.site]
+        if "_pruner" not in self.__dict__ and not self._bounds_pay(faults.site[~plain], images=1):
+            plain[:] = True
+        whole = np.flatnonzero(plain)
         codes[whole, image[whole]] = self._pairs(take(faults, whole), image[whole]).codes
-        inferred, _ = self._run_pruned(faults, np.flatnonzero(~at_run_time), codes, only=only)
-        return codes[pair], (inferred == 0) & ~at_run_time
+        inferred, _ = self._run_pruned(faults, np.flatnonzero(~plain), codes, only=only)
+        return codes[pair], (inferred == 0) & ~plain
 
     def _run_pruned(
         self,
@@ -339,6 +355,13 @@ class Engine:
         logits = np.empty((image.size, golden.shape[1]), golden.dtype)
         found = Pairs(np.empty(image.size, np.uint8), logits)
         for number, rows in by_site(faults, np.arange(image.size)):
+            fresh = not reduced and number not in self._programs
+            if fresh and self._is_looped(number, rows.size, timed=False):
+                for some in _parts(rows, len(self.images)):
+                    done = self._looped(number, take(faults, some))
+                    each = np.arange(some.size), image[some]
+                    found.codes[some], found.logits[some] = done.codes[each], done.logits[each]
+                continue
             at, faulty = self._operands(number, take(faults, rows))
             for part in self.image_blocks(number):
                 inside = np.flatnonzero((image[rows] >= part.start) & (image[rows] < part.stop))
@@ -349,6 +372,56 @@ class Engine:
                     done = program.run(block, at[inside], faulty[inside], local, reduced)
                     found.codes[rows[inside]], found.logits[rows[inside]] = done
         return found
+
+    def _looped(self, site: int, faults: Faults) -> Pairs:
+        """Codes [F, B] and logits [F, B, C] of faults in one parameter, one by one."""
+        value = self._change(site, faults)[0]
+        return Pairs(*self._loop.run(self._source(site), faults.index, value))
+
+    def _is_looped(self, site: int, faults: int, *, timed: bool = True) -> bool:
+        """Whether a loop is the faster way for so many faults in a site, on all images.
+
+        Args:
+          timed: where that is in doubt, time both ways.
+        """
+        if self._at_run_time[site] or self.screen:
+            return False
+        if self._always is not None:
+            return self._always
+        program, images = self.network.program, len(self.images)
+        if routes.is_few(program, faults, images):
+            return True
+        return timed and routes.is_close(program, self.program(site).parts) and self._is_slow(site)
+
+    def _is_slow(self, site: int) -> bool:
+        """Whether the programs of a site were timed to be slower than a loop, now or before."""
+        if site not in self._slow:
+            what = f"{self._text}, {self.sites[site].name}, {len(self.images)} images"
+            self._slow[site] = tuning.kept(self.hardware, what, lambda: self._time_both(site))
+        return self._slow[site]
+
+    def _time_both(self, site: int) -> bool:
+        """Time a loop and the programs of a site, each once compiled, on faults of no effect."""
+        source, program = self._source(site), self.program(site)
+        word = self.network.values(self.sites[site]).ravel()[:1]
+        part = self.image_blocks(site)[0]
+        block, size = self._load(site, part), program.chunk
+        at = np.zeros((size, len(self.sites[site].shape)), np.int32)
+        image = np.arange(size) % (part.stop - part.start)
+        ways = (
+            (lambda: self._loop.run(source, np.zeros(TIMED, int), np.repeat(word, TIMED)),
+             TIMED * len(self.images)),
+            (lambda: program.run(block, at, np.repeat(word, size), image), size),
+        )  # fmt: skip
+        loop, suffix = (tuning.seconds(way) / pairs for way, pairs in ways)
+        return loop < suffix
+
+    def _bounds_pay(self, sites: np.ndarray, images: int | None = None) -> bool:
+        """Whether faults in these sites, int [F], are so many that bounds are worth making."""
+        if self.screen or self._always is not None:
+            return not self._always
+        counts = np.unique(sites, return_counts=True)[1].tolist()
+        return routes.bounds_pay(self.network.program, counts, images or len(self.images))
 
     def _operands(self, site: int, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
         """Where F faults of one site strike, int32 [F, rank], and what they put there [F, ...]."""
@@ -425,6 +498,16 @@ class Engine:
             columns = (x[images] for x in (self.images, self.golden.logits, self.labels))
             self._at_cuts = images, self._pruner.load(*columns)
         return self._at_cuts[1]
+
+    @cached_property
+    def _text(self) -> str:
+        """What the network computes, in few letters."""
+        return hashlib.sha256(text(self.network.program).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _loop(self) -> Loop:
+        columns = self.images, self.labels
+        return Loop(self.network.program, self._leaves, *columns, self.hardware)
 
     @cached_property
     def _order(self) -> np.ndarray:

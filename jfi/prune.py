@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jfi import bits, certify, outcomes, rounding
+from jfi import bits, certify, outcomes, rounding, routes
 from jfi.chunks import chunk_size, chunks, dealt, filled_up
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import Program, flops, nbytes, run, section
@@ -27,7 +27,6 @@ from jfi.split import Split, image_bytes, read, split, suffix
 
 BUFFER = 128 << 20  # bytes of values that wait at one cut
 TRIAL = 8  # images on which it is tried what maps are worth
-MOVE = 100  # operations in the time that a byte of the largest value takes on its way
 
 
 # Which arguments of the functions at the end are spread over devices.
@@ -223,7 +222,7 @@ class SiteStart:
         self.chunk = chunk_size(self.parts.live, hardware.chunk_bytes, self.parts.flops)
         self._start = hardware.jit(partial(_start, self.parts), *_START, donate_argnums=(0,))
         self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
-        pair = self.parts.flops + MOVE * self.parts.live
+        pair = routes.work(self.parts.flops, self.parts.live)
         self.radii = Radii(
             pruner.program, pruner.leaves, leaf, pair, hardware, shelf, pruner.allowances
         )

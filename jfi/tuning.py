@@ -1,4 +1,6 @@
-"""The chunk size that is fastest on this machine, found once in a few seconds and kept.
+"""What is fastest on this machine, found once and kept: the chunk size, and ways to run faults.
+
+Kept in `jfi` within the user's cache folder, like compiled programs.
 
 A chunk should be large enough to keep every core or the whole GPU busy, and small enough for its
 values to stay in the caches. What is timed is what suffixes spend their time on: a convolution.
@@ -8,14 +10,15 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jfi.hardware import SHARED, SPREAD, Hardware
+from jfi.hardware import SHARED, SPREAD, Hardware, hardware
 from jfi.program import nbytes
 
 SHAPE = (16, 16, 32)  # of a value of one pair, in the middle of a small network
@@ -36,6 +39,55 @@ def tuned(hardware: Hardware, path: str | os.PathLike) -> Hardware:
         known[machine] = _best(dict(_rates(hardware)))
         _write(Path(path), known)
     return hardware._replace(chunk_bytes=known[machine])
+
+
+def usual() -> Hardware:
+    """All local devices with the chunk size that is fastest on them; compiled programs are kept."""
+    keep_compiled()
+    found = folder()
+    return hardware() if found is None else tuned(hardware(), found / "chunks.json")
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs between runs, unless JAX was told where to already."""
+    found = folder()
+    if jax.config.jax_compilation_cache_dir is None and found is not None:
+        jax.config.update("jax_compilation_cache_dir", str(found / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def folder() -> Path | None:
+    """Where things are kept between runs; None if it can't be made."""
+    try:
+        found = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jfi"
+        found.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return found
+
+
+def kept(own: Hardware, what: str, find: Callable[[], Any]) -> Any:
+    """What was found of `what` on this machine before, else what `find` says now."""
+    found = folder()
+    if found is None:
+        return find()
+    known, key = _read(found / "ways.json"), f"{_machine(own)}: {what}"
+    if key not in known:
+        known[key] = find()
+        _write(found / "ways.json", known)
+    return known[key]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """The better of two times, once it was run to compile."""
+    run()
+    return min(_spent(run), _spent(run))
+
+
+def _spent(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - started
 
 
 def _best(rates: dict[int, float]) -> int:
@@ -80,7 +132,7 @@ def _machine(hardware: Hardware) -> str:
     return f"{kind}, {os.cpu_count()} cores, jax {jax.__version__}"
 
 
-def _read(path: Path) -> dict[str, int]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -88,7 +140,7 @@ def _read(path: Path) -> dict[str, int]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, known: dict[str, int]) -> None:
+def _write(path: Path, known: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(known, indent=2) + "\n")

@@ -30,8 +30,8 @@ def run_script(module: ModuleType, *arguments: str) -> Ended:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", [module.__name__, *arguments]),
-        mock.patch.object(cli, "_cache_compilations", lambda: None),
-        mock.patch.object(cli, "_cache_folder", lambda: None),
+        mock.patch.object(cli.tuning, "keep_compiled", lambda: None),
+        mock.patch.object(cli.tuning, "folder", lambda: None),
         pytest.raises(SystemExit) as stop,
     ):
         try:

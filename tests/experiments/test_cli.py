@@ -12,7 +12,7 @@ from nets import NetError
 def ended(monkeypatch, main, *arguments: str) -> int:
     """Exit status of a script with that `main` (None is 0)."""
     monkeypatch.setattr(sys, "argv", ["script", *arguments])
-    monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+    monkeypatch.setattr(cli.tuning, "keep_compiled", lambda: None)
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     return stop.value.code or 0
@@ -37,7 +37,7 @@ def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, line):
 
 def test_defects_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
-    monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+    monkeypatch.setattr(cli.tuning, "keep_compiled", lambda: None)
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 // 0)
 

@@ -31,7 +31,7 @@ from jfi.compiling import jit
 from jfi.faults import Faults
 from jfi.hardware import hardware
 
-MEASURES = ("full", "critical", "detect", "radii")
+MEASURES = ("full", "critical", "detect", "radii", "loop")
 WORDS, MOST_SITES, SHAKES, VERIFIED, BOUNDARY = 8, 3, 3, 40, 24
 FEW, EXCUSED = 1, 0.002  # verdicts on doubtful pairs that may differ, in all and of them
 FAR, LEAST = 4, 1e-5  # a verdict is sure from so many spreads, and this share of the logits, on
@@ -188,10 +188,14 @@ def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
         [broken(net.params, sites[number], *rest) for number, *rest in zip(*faults, strict=True)]
     )
     own = hardware(jax.local_devices()[:devices])
-    engine = jfi.Engine(network, net.images, np.zeros(IMAGES, int), sites, hardware=own)
+    labels = np.zeros(IMAGES, int)
+    engine, loop = (
+        jfi.Engine(network, net.images, labels, sites, hardware=own, loop=way)
+        for way in (False, True)
+    )
     wrong, apart = [], 0
     for measure in MEASURES:
-        bad, other = _judged(engine, faults, right, measure)
+        bad, other = _judged(loop if measure == "loop" else engine, faults, right, measure)
         apart += int(other.sum())
         if bad.any():
             row, *image = np.argwhere(bad)[0]
@@ -218,8 +222,8 @@ def _judged(engine, faults: Faults, right: Right, measure: str) -> tuple[np.ndar
     """bool: which verdicts of a measure are wrong, and which differ where rounding may decide."""
     if measure == "radii":
         engine.make_radii()
-    detect = measure == "detect"
-    done = engine.run(faults, "critical" if measure == "radii" else measure, keep_bits=not detect)
+    detect, own = measure == "detect", {"radii": "critical", "loop": "full"}
+    done = engine.run(faults, own.get(measure, measure), keep_bits=not detect)
     if detect:
         surely = (right.critical & right.sure).any(1)
         never = (~right.critical & right.sure).all(1)
@@ -230,7 +234,7 @@ def _judged(engine, faults: Faults, right: Right, measure: str) -> tuple[np.ndar
 
     differ = unpacked(done.critical_bits) != right.critical
     bad = differ & right.sure
-    if measure == "full":
+    if own.get(measure, measure) == "full":
         bad |= unpacked(done.masked_bits) & right.moved & right.sure
     return bad, differ & right.doubtful
 
