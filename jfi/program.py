@@ -42,7 +42,7 @@ class Program(NamedTuple):
 def bind(eqn, values: Sequence[Any]) -> list[Any]:
     """The outputs of one equation on `values`, computed as is fastest on this machine."""
     if eqn.primitive.name == "conv_general_dilated":
-        found = convolution.depthwise(eqn, *values)
+        found = convolution.fast(eqn, *values)
         if found is not None:
             return [found]
     return _bind(eqn, values)
@@ -197,6 +197,9 @@ def flops(eqns: Sequence[Any]) -> int:
 
 
 def _flops(eqn) -> int:
+    inner = _inner(eqn)
+    if inner is not None:
+        return flops(inner.jaxpr.eqns)
     if eqn.primitive.name == "scan":
         return eqn.params["length"] * flops(eqn.params["jaxpr"].jaxpr.eqns)
     out = math.prod(eqn.outvars[0].aval.shape)
