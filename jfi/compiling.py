@@ -16,8 +16,12 @@ import jax.numpy as jnp
 ROUNDING = "every operation rounds to its own type (xla_allow_excess_precision is off)"
 
 _ALWAYS = {"xla_allow_excess_precision": False}
-# XLA's CPU backend hands convolutions to a library of its own that took 3 times as long here as
-# what it does without (256 images of 8x8x64, 3x3 to 64: 9.1 against 2.7 ms on 4 cores, JAX 0.10.2).
+# XLA's CPU backend hands convolutions to a library of its own, on some shapes slower and on some
+# faster than what it does without. GFLOP/s of one core with it and without (64 images, JAX 0.10.2):
+# 14x14x512 3x3 142, 215; 4x4x512 186, 230; 14x14x1024 1x1 54, 215; 16x16x32 3x3 236, 166; 64x64x3
+# 7x7 213, 116. On two cores whole networks are slower with it: images/s of ResNet-18 184, 301, of
+# ResNet-20 2048, 2247; on 4 cores 8x8x64 3x3 took 9.1 against 2.7 ms. Depthwise convolutions, 0.9
+# and 0.4, are slow in any case: `jfi.convolution` computes them otherwise.
 # Matrix products stay with it; element-wise operations and reductions do not: there max(NaN, 0)
 # is 0, and whether a NaN survived would depend on how a program is cut.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}

@@ -48,7 +48,6 @@ SHAPES = {
     "shortcut": Shape(None, (8, 8), 16, 32, (1, 1), 2, NONE),
     "3x3": Shape(None, (8, 8), 16, 16, (3, 3)),
     "patches": Shape(None, (16, 16), 3, 12, (8, 8), 8, NONE),
-    "2x2": Shape("_places", (2, 2), 16, 12, (3, 3)),
     "1x1": Shape("_places", (1, 1), 16, 12, (3, 3)),
     "4x4": Shape("_places", (4, 4), 5, 3, (5, 5), padding=TWO),
     "2x2, strided": Shape("_places", (2, 2), 16, 12, (3, 3), 2),
@@ -57,7 +56,6 @@ SHAPES = {
     "groups": Shape("_by_group", (6, 6), 12, 8, (3, 3), groups=4),
     "groups, strided": Shape("_by_group", (7, 6), 12, 8, (3, 3), 2, groups=4),
     "groups, 2x2": Shape(None, (2, 2), 12, 8, (3, 3), groups=4),
-    "depthwise": Shape("_each", (6, 6), 8, 8, (3, 3), groups=8),
     "depthwise, strided": Shape("_each", (7, 6), 8, 8, (3, 3), 2, groups=8),
     "depthwise, twice": Shape("_each", (6, 5), 4, 8, (3, 3), groups=4),
     "dilated": Shape(None, (9, 9), 3, 4, (3, 3), padding=TWO, dilation=2),
@@ -114,13 +112,15 @@ def _assert_close(found, expected):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_values_and_what_is_not_finite(name, layout):
+def test_the_way_its_values_and_what_is_not_finite(name, layout):
     shape = SHAPES[name]
     eqn, x, kernel = _traced(shape, layout)
     way = convolution._way(
         convolution.numbers(eqn), x.shape[1:], kernel.shape, eqn.outvars[0].aval.shape
     )
     assert getattr(way, "__name__", None) == shape.way
+    if way is None:
+        return  # XLA's own
     fast, own = (jit(jax.vmap(partial(f, eqn), (0, None))) for f in (_fast, _own))
     _assert_close(fast(x, kernel), own(x, kernel))
     for bad in (np.nan, np.inf, -np.inf):
@@ -131,7 +131,11 @@ def test_values_and_what_is_not_finite(name, layout):
                 _assert_close(fast(*operands), own(*operands))
 
 
-@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.way])
+@pytest.mark.parametrize(
+    "name",
+    ["lenet1", "strided stem", "one row", "2x2, strided", "2x3, dilated", "groups, strided",
+     "depthwise, twice"],
+)  # fmt: skip
 def test_gradients_and_a_kernel_an_image(name):
     eqn, x, kernel = _traced(SHAPES[name], "last")
     kernels = np.stack([kernel, -kernel, kernel * 2])
