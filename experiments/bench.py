@@ -34,6 +34,9 @@ glibc maps large arrays afresh each time they are needed, which halves PyTorch. 
 starts itself again with MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 (--allocator=tuned); --allocator=compare prints what that is worth to each row.
 
+--zoo prints a row a network of many kinds, with random weights: naive ways, this engine's, their
+ratios, and how long a first verdict and a campaign of 1,000 faults take (`experiments.zoo_table`).
+
 --profile prints where the time of a campaign goes, --growth how time and host memory grow with
 faults and images. Each run leaves its figures in --out as one JSON a network, device and commit.
 """
@@ -57,7 +60,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jfi
 import nets
-from experiments import cli, costs, data, machine, target, turns
+from experiments import cli, costs, data, machine, target, turns, zoo, zoo_table
 from experiments.turns import Paced, Row, Turn, block, fastest, ratio, take_turns
 from jfi import bits
 from jfi.compiling import jit
@@ -397,6 +400,10 @@ def define_flags() -> None:
         1,
     )
     flags.DEFINE_enum("measure", "critical", list(MEASURES), "Of --profile and --growth.")
+    flags.DEFINE_bool("zoo", False, "Print a row a network of many kinds.")
+    flags.DEFINE_list("networks", list(zoo.ZOO), f"Of --zoo: {', '.join(zoo.ZOO)}.")
+    flags.DEFINE_enum("way", None, list(zoo_table.WAYS), "Of --zoo: this way of one network alone.")
+    flags.DEFINE_float("patience", 600.0, "Of --zoo: seconds for one way of one network.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object, in the last line, and no table.")
     flags.DEFINE_string("out", "runs/bench", "Folder for the figures as JSON; empty for none.")
 
@@ -413,8 +420,8 @@ def main() -> None:
     mode, found = _measure()
     found = {
         "mode": mode,
-        "net": args.net,
-        "dataset": args.dataset,
+        "net": "zoo" if args.zoo else args.net,
+        "dataset": None if args.zoo else args.dataset,
         "seed": args.seed,
         **machine.describe(),
         "seconds": round(time.perf_counter() - started, 1),
@@ -429,6 +436,8 @@ def _measure() -> tuple[str, dict]:
     args = flags.FLAGS
     if args.allocator == "compare":
         return "allocator", compare_allocators(args.rounds)
+    if args.zoo:
+        return "zoo", {"rows": _zoo(args)}
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
     network = target.load_network(net, target.weights_path(net, dataset.name))
@@ -454,6 +463,16 @@ def _measure() -> tuple[str, dict]:
         SPIKING if network.taps else [name for name in ROWS if name != "snntorch_loop"]
     )
     return "bench", by_part(parts, names, args.seconds, args.rounds)
+
+
+def _zoo(args) -> list[dict]:
+    """Rows of networks by every way, or one way of one network."""
+    for name in args.networks:
+        if name not in zoo.ZOO:
+            zoo.sample(name)  # says which there are
+    if args.way is None:
+        return zoo_table.table(args.networks, args.rounds, args.patience, _tell)
+    return [zoo_table.measure(args.networks[0], args.way, args.seconds, args.seed)]
 
 
 def _parts(network: Network) -> dict[str, tuple[Site, ...]]:

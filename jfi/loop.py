@@ -40,11 +40,13 @@ class Loop:
         words = (bits.word_dtype(leaf.dtype) for leaf in leaves if bits.has_words(leaf.dtype))
         self._word = np.result_type(*words)
         self._parts: list[Any] = []
-        blank = np.zeros((size, out.shape[1]), out.dtype)
+        blank = hardware.share(np.zeros((size, out.shape[1]), out.dtype))
         for part in chunks(len(images), size):
             own = hardware.share([filled_up(x[part], size) for x in (images, labels)])
             # Golden by the same program: what "equal to golden" is judged against.
-            found = self._run(leaves, own[0], blank, own[1], *self._call(-1, np.zeros((2, 1), int)))
+            found = self._run(
+                leaves, own[0], blank, own[1], *self._call(-1, np.zeros((2, 1), self._word))
+            )
             self._parts.append((own[0], hardware.share(np.asarray(found[1])[0]), own[1]))
 
     def run(self, leaf: int, index: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

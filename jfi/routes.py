@@ -5,11 +5,11 @@ and images there are, not on the clock: a campaign that goes on takes the ways i
 Where two ways come close and there is much to do they are timed, once (`jfi.tuning.kept`).
 """
 
-from jfi.program import Program, flops, nbytes
+from jfi.program import Program, dependents, flops, nbytes
 from jfi.split import Split
 
 MOVE = 100  # operations in the time that a byte of the largest value takes on its way
-EQUATION = 1 << 28  # in the time that compiling one equation takes, for a fault in one site
+EQUATION = 1 << 30  # in the time that compiling one equation takes, for a fault in one site
 CALL = 1 << 23  # in the time that one call takes
 BOUNDS = 12  # programs as long as the network's to compile, before anything is certified
 CLOSE = 0.35  # a suffix that takes less than this share of the network's work is the faster way
@@ -22,8 +22,10 @@ def work(operations: int, live: int) -> int:
 
 def whole(program: Program) -> int:
     """Work of the network on one image."""
-    live = max(nbytes(var.aval) for eqn in program.eqns for var in eqn.outvars)
-    return work(flops(program.eqns), live)
+    image = dependents(program, program.x)  # what the weights make is made once for all images
+    live = max(nbytes(var.aval) for var in image)
+    own = [eqn for eqn in program.eqns if image.intersection(eqn.outvars)]
+    return work(flops(own), live)
 
 
 def compiling(program: Program) -> int:

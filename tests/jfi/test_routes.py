@@ -102,7 +102,7 @@ def test_more_images_than_a_batch_and_more_faults_than_a_call(monkeypatch):
 
 
 def test_few_faults_are_looped_and_compile_nothing_of_their_own(monkeypatch):
-    monkeypatch.setattr(routes, "EQUATION", 1 << 28)
+    monkeypatch.setattr(routes, "EQUATION", 1 << 30)
     runner = engine()
     faults = some_faults(1)
     for measure in ("full", "critical", "detect"):
