@@ -1,7 +1,11 @@
-"""Networks of many kinds with random weights: what `experiments.bench --zoo` is measured on."""
+"""Networks of many kinds on random inputs: what `experiments.bench --zoo` is measured on.
+
+Weights are random where none come with the project.
+"""
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +17,12 @@ import nets
 from jfi.errors import InputError
 
 IMAGES = 64
+WEIGHTS = Path(__file__).parent / "weights"
+TRAINED = {
+    "lenet": "lenet_mnist",
+    "resnet20": "resnet20_cifar10_exact",
+    "snn_nmnist": "snn_nmnist_nmnist",
+}
 STEPS, FEATURES, HIDDEN, HEADS, TOKENS, CLASSES = 20, 32, 64, 4, 50, 10
 
 
@@ -45,7 +55,9 @@ def _of_nets(name: str, rng, shape=None) -> Sample:
         images = (images < 0.1).astype(np.float32)
     else:
         images = np.asarray(nets.normalise(net, images))
-    return Sample(partial(nets.apply, net), nets.init(net, 0), images)
+    kept = WEIGHTS / f"{TRAINED.get(name)}.safetensors"
+    params = nets.load(net, kept) if kept.exists() else nets.init(net, 0)
+    return Sample(partial(nets.apply, net), params, images)
 
 
 # --- Others, in plain JAX
