@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""What tests of the engine share."""
 
 import pytest
 
