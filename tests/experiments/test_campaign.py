@@ -312,8 +312,8 @@ def test_an_explicit_list_is_injected_in_its_order(script, own_folder, lenet_wei
 
 def test_a_disagreement_fails_the_run(script, tmp_path, monkeypatch, lenet_weights):
     """With an engine that inverts what it injects."""
-    right = engine.bits.from_bits
-    monkeypatch.setattr(engine.bits, "from_bits", lambda *a: -right(*a))
+    right = engine.bits.faulty
+    monkeypatch.setattr(engine.bits, "faulty", lambda *a: -right(*a))
     ended = script(campaign, *flags_of(tmp_path, lenet_weights, "layer_wise"), "--error_margin=0.1")
     assert ended.status == 1
     assert ended.err.startswith("error: verification failed: fc3/kernel index")
