@@ -79,7 +79,7 @@ def test_other_nets_are_fast_as_they_are():
 def runner(trained) -> jfi.Engine:
     net, variables, images = trained
     network = jfi.network(net.module.apply, variables, images[0])
-    return jfi.Engine(network, images, np.arange(9) % 5, jfi.select(network, SITES))
+    return jfi.Engine(network, images, np.arange(9) % 5, jfi.select(network, SITES), loop=False)
 
 
 def test_faults_agree_with_naive_reruns(runner):
