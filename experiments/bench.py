@@ -467,9 +467,7 @@ def _measure() -> tuple[str, dict]:
 
 def _zoo(args) -> list[dict]:
     """Rows of networks by every way, or one way of one network."""
-    for name in args.networks:
-        if name not in zoo.ZOO:
-            zoo.sample(name)  # says which there are
+    zoo.check(args.networks)
     if args.way is None:
         return zoo_table.table(args.networks, args.rounds, args.patience, _tell)
     return [zoo_table.measure(args.networks[0], args.way, args.seconds, args.seed)]

@@ -3,7 +3,7 @@
 Weights are random where none come with the project.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,14 +34,20 @@ class Sample(NamedTuple):
     images: np.ndarray
 
 
+def check(names: Iterable[str]) -> None:
+    """Raises InputError for the first name that is no network's."""
+    for name in names:
+        if name not in ZOO:
+            raise InputError(f"network {name!r} is unknown; choose from {', '.join(ZOO)}")
+
+
 def sample(name: str) -> Sample:
     """The network of that name.
 
     Raises:
       InputError: there is none.
     """
-    if name not in ZOO:
-        raise InputError(f"network {name!r} is unknown; choose from {', '.join(ZOO)}")
+    check([name])
     return ZOO[name](np.random.default_rng(0))
 
 

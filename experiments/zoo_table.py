@@ -3,8 +3,8 @@
 A way is timed from an empty process on, without programs kept from before: to its first verdict,
 through a campaign of 1,000 faults, and then at the rate it keeps. The naive ways know as the
 engine does which faults change nothing, and do not run them: `loop` writes the word into the leaf
-and runs the network on all images, fault by fault; `map` does it in one program, for many faults;
-`vmap` for many at once. Rates are medians over rounds, in which the ways take turns.
+and runs the network on all images, fault by fault; `map` does so within a program of each leaf;
+`vmap` for many faults at once. Rates are medians over rounds, in which the ways take turns.
 """
 
 import json
@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,14 @@ import numpy as np
 import jfi
 from experiments import machine, turns, zoo
 from jfi import bits
+from jfi.chunks import chunks, filled_up
 from jfi.compiling import jit
-from jfi.engine import MEASURES, Engine, take
+from jfi.engine import MEASURES, Engine, by_site, take
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 from jfi.sites import Network
 
 CAMPAIGN = 1000  # faults
-MAPPED = {"map": 32, "vmap": 8}  # faults of one call
-NAIVE = ("loop", *MAPPED)
-WAYS = (*NAIVE, *MEASURES)
+MAPPED, VMAPPED = 256, 8  # faults of one call
 
 Judge = Callable[[Faults], np.ndarray]  # faults -> which are critical for any image, bool [F]
 
@@ -38,7 +37,6 @@ def table(names: Sequence[str], rounds: int, patience: float, tell) -> list[dict
     """A row a network."""
     rows = []
     for name in names:
-        zoo.sample(name)
         found: dict[str, list[dict]] = {way: [] for way in WAYS}
         for number in range(rounds):
             for way in WAYS[:: (-1) ** number]:
@@ -114,10 +112,8 @@ def measure(name: str, way: str, seconds: float, seed: int) -> dict:
 
 
 def _sites(network: Network) -> tuple[Site, ...]:
-    """Kernels, or where a network has none that are known as such, all floats."""
-    if network.kernels:
-        return jfi.select(network)
-    return tuple(s for s in network.parameters if np.issubdtype(s.dtype, np.floating))
+    """Weights: kernels, and tables that are looked up."""
+    return tuple(site for site in network.parameters if len(site.shape) > 1)
 
 
 def _golden_rate(network: Network, images: np.ndarray) -> float:
@@ -138,47 +134,96 @@ def _judge(way: str, network: Network, sites, images) -> tuple[Engine | None, Ju
     return engine, lambda faults: engine.run(faults, way).critical > 0
 
 
-def _naive(way: str, network: Network, sites, images) -> Judge:
-    """What anyone would write."""
-    leaves, tree = [jnp.asarray(x) for x in network.leaves], jax.tree.structure(network.params)
-    positions = [network.positions[site.name] for site in sites]
-    here = jnp.asarray(images)
+class _Naive(NamedTuple):
+    """The network as it stands, on all images [B, ...]."""
 
-    @jit
-    def top1(leaves):
-        return network.apply(jax.tree.unflatten(tree, leaves), here).argmax(-1)
+    network: Network
+    positions: list[int]  # of the leaves of the sites
+    images: Any
 
-    golden = np.asarray(top1(leaves))
-    inject = jit(bits.inject)
+    def top1(self, leaves) -> Any:
+        """int [B]: the answers with these leaves."""
+        tree = jax.tree.structure(self.network.params)
+        return self.network.apply(jax.tree.unflatten(tree, leaves), self.images).argmax(-1)
 
-    def looped(faults: Faults) -> Iterator[Any]:
-        for number, index, bit, polarity in zip(*faults, strict=True):
-            at, faulty = positions[number], list(leaves)
-            faulty[at] = inject(leaves[at], np.int32(index), np.int32(bit), np.int32(polarity))
+
+def _loop(naive: _Naive) -> Judge:
+    """Word by word from Python, one program for the network."""
+    leaves, top1, inject = [*naive.network.leaves], jit(naive.top1), jit(bits.inject)
+
+    def tops(faults: Faults) -> Iterator[Any]:
+        for number, *rest in zip(*faults, strict=True):
+            at, faulty = naive.positions[number], list(leaves)
+            faulty[at] = inject(leaves[at], *(np.int32(x) for x in rest))
             yield top1(faulty)
 
+    return lambda faults: np.array([*tops(faults)])
+
+
+def _map(naive: _Naive) -> Judge:
+    """A loop in a program a leaf: XLA takes what comes before the leaf out of it."""
+
+    def run(at, leaves, count, index, bit, polarity):
+        def one(k, found):
+            broken = bits.inject(leaves[at], index[k], bit[k], polarity[k])
+            return found.at[k].set(naive.top1([*leaves[:at], broken, *leaves[at + 1 :]]))
+
+        blank = jnp.zeros((index.size, len(naive.images)), int)
+        return jax.lax.fori_loop(0, count, one, blank)
+
+    of_leaf, leaves = jit(run, static_argnums=0), [*naive.network.leaves]
+
+    def tops(faults: Faults) -> np.ndarray:
+        found = np.empty((faults.site.size, len(naive.images)), int)
+        for number, rows in by_site(faults, np.arange(faults.site.size)):
+            for part in chunks(rows.size, MAPPED):
+                some = rows[part]
+                columns = (filled_up(x[some].astype(np.int32), MAPPED) for x in faults[1:])
+                done = of_leaf(naive.positions[number], leaves, some.size, *columns)
+                found[some] = done[: some.size]
+        return found
+
+    return tops
+
+
+def _vmap(naive: _Naive) -> Judge:
+    """Many whole trees of parameters at once."""
+
     def one(fault):
-        faulty = list(leaves)
-        for number, at in enumerate(positions):
-            broken = bits.inject(leaves[at], fault.index, fault.bit, fault.polarity)
-            faulty[at] = jnp.where(fault.site == number, broken, leaves[at])
-        return network.apply(jax.tree.unflatten(tree, faulty), here).argmax(-1)
+        faulty = [*naive.network.leaves]
+        for number, at in enumerate(naive.positions):
+            broken = bits.inject(faulty[at], fault.index, fault.bit, fault.polarity)
+            faulty[at] = jnp.where(fault.site == number, broken, faulty[at])
+        return naive.top1(faulty)
 
-    size = MAPPED.get(way, 1)
-    many = jit((lambda f: jax.lax.map(one, f)) if way == "map" else jax.vmap(one))
+    many = jit(jax.vmap(one))
 
-    def mapped(faults: Faults) -> Iterator[Any]:
-        for start in range(0, faults.site.size, size):
-            rows = np.minimum(np.arange(start, start + size), faults.site.size - 1)
-            some = take(faults, rows)
-            yield from many(some._replace(index=some.index.astype(np.int32)))
+    def tops(faults: Faults) -> np.ndarray:
+        found = []
+        for part in chunks(faults.site.size, VMAPPED):
+            some = Faults(*(filled_up(x[part].astype(np.int32), VMAPPED) for x in faults))
+            found.append(np.asarray(many(some)))
+        return np.concatenate(found)[: faults.site.size]
+
+    return tops
+
+
+NAIVE: dict[str, Callable[[_Naive], Judge]] = {"loop": _loop, "map": _map, "vmap": _vmap}
+WAYS = (*NAIVE, *MEASURES)
+
+
+def _naive(way: str, network: Network, sites, images) -> Judge:
+    """What anyone would write, of the faults that change their word."""
+    positions = [network.positions[site.name] for site in sites]
+    naive = _Naive(network, positions, jnp.asarray(images))
+    golden = np.asarray(jit(naive.top1)([*network.leaves]))
+    tops = NAIVE[way](naive)
 
     def judge(faults: Faults) -> np.ndarray:
-        change = np.flatnonzero(_changes(network, sites, faults))
-        run = looped if way == "loop" else mapped
-        tops = list(run(take(faults, change)))[: change.size]
         found = np.zeros(faults.site.size, bool)
-        found[change] = [bool((np.asarray(top) != golden).any()) for top in tops]
+        change = np.flatnonzero(_changes(network, sites, faults))
+        if change.size:
+            found[change] = (tops(take(faults, change)) != golden).any(axis=1)
         return found
 
     return judge

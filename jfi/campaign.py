@@ -6,6 +6,7 @@ summary of estimates. A campaign killed at any moment goes on from its last whol
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from jfi import compiling, estimates, outcomes, program, records, sites, taps
+from jfi.chunks import chunks
 from jfi.engine import Engine, check_measure, take
 from jfi.errors import InputError, VerificationError
 from jfi.estimates import Estimate
@@ -35,6 +37,7 @@ TOLD = {
     "critical": ("critical", "non_finite", "correct"),
     "full": (*outcomes.CLASSES, "non_critical", "critical", "correct"),
 }
+COUNTED = 1 << 20  # faults whose sites are counted at a time
 AUDIT = 2000  # pairs of a screened campaign that are run again at least
 FORMAT = 2  # of manifest and shards
 LISTED = "listed"  # the name under which an explicit fault list is run
@@ -254,6 +257,7 @@ def run(
     ids, size = drawn(plan), shard_size(len(engine.images), measure)
     records.check_count(path, -(-plan.injections // size))
     tally = Tally(plan, engine, measure)
+    engine.expect(_by_site(plan, ids))
     started, ran, resumed = time.perf_counter(), 0, 0
     # Shards follow the order of layers; in random order the estimate so far speaks for all.
     for number in np.random.default_rng(plan.seed).permutation(-(-plan.injections // size)):
@@ -271,6 +275,15 @@ def run(
     checked = verified(plan, engine, path, ids, ends, verify_pairs, measure, made_by)
     found = summary(tally, tally.estimate(), checked, ran, seconds)
     return concluded(path, found, engine)
+
+
+def _by_site(plan: Plan, ids: Callable[[int, int], np.ndarray]) -> Counter[int]:
+    """How many faults of a plan are of each site."""
+    found = np.zeros(len(plan.space.sites), np.int64)
+    for part in chunks(plan.injections, COUNTED):
+        sites = plan.space.decode(ids(part.start, part.stop)).site
+        found += np.bincount(sites, minlength=found.size)
+    return Counter(dict(enumerate(found.tolist())))
 
 
 def concluded(path: Path, found: dict[str, Any], engine: Engine) -> dict[str, Any]:

@@ -7,13 +7,14 @@ by one on all images (`jfi.loop`); `jfi.routes` estimates which way is the faste
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from jfi import bits, outcomes, routes, taps, tuning
+from jfi import bits, outcomes, taps, tuning
 from jfi import screen as screening
 from jfi.chunks import blocks, chunks, filled_up
 from jfi.errors import InputError, kind
@@ -26,6 +27,7 @@ from jfi.program import text
 from jfi.prune import Block as PrunerBlock
 from jfi.prune import Line, Pruner
 from jfi.radii import code, distance
+from jfi.routes import Ways
 from jfi.sites import Network, check_sites
 from jfi.split import image_bytes, split
 from jfi.taps import Tap
@@ -63,7 +65,7 @@ class Engine:
     Raises:
       InputError: images or labels of the wrong shape or range, or not as many as the workload's;
         a golden output that is not finite, or that depends on the other images of the batch; an
-        unknown screen.
+        unknown screen, or one with `loop=True`.
     """
 
     def __init__(
@@ -86,13 +88,24 @@ class Engine:
         self.labels = _check_labels(labels, self.golden.logits.shape)
         self.workload = _check_workload(workload, len(self.images))
         self.sites = check_sites(network, sites)
+        if screen and loop:
+            raise InputError(f"screen {screen!r} has no loop: leave loop=True out, or the screen")
         self._memory, self._always = memory, loop
+        self._ways = Ways(network.program, len(self.images))
+        self._expected = Counter[int]()
         self._leaves = self.hardware.share(network.leaves)
         self._programs: dict[int, SiteProgram] = {}
         self._slow: dict[int, bool] = {}
         self._least: dict[int, np.ndarray] = {}
         self._loaded: tuple[int, Block] | None = None
         self._at_cuts: tuple[np.ndarray, PrunerBlock] | None = None
+
+    def expect(self, faults: Mapping[int, int]) -> None:
+        """Say how many faults there are to run in all, by site: ways are chosen for so many.
+
+        Unsaid, they are chosen for each `run` by itself.
+        """
+        self._expected = Counter(faults)
 
     def run(self, faults: Faults, measure: str = "full", *, keep_bits: bool = False) -> Outcomes:
         """Outcomes of F faults on all B images; takes F x B bytes of host memory meanwhile.
@@ -157,8 +170,8 @@ class Engine:
         """Write the codes of the faults `todo` on all images."""
         for number, rows in by_site(faults, todo):
             if self._is_looped(number, rows.size):
-                for some in _parts(rows, len(self.images)):
-                    codes[some] = self._looped(number, take(faults, some)).codes
+                for some, found, _ in self._looped(number, faults, rows):
+                    codes[some] = found
                 continue
             for part in self.image_blocks(number):
                 images = np.arange(part.start, part.stop)
@@ -211,7 +224,7 @@ class Engine:
         pair = np.arange(image.size), image
         only[pair] = True
         plain = self._at_run_time[faults.site]
-        if "_pruner" not in self.__dict__ and not self._bounds_pay(faults.site[~plain], images=1):
+        if "_pruner" not in self.__dict__ and not self._bounds_pay(faults.site[~plain]):
             plain[:] = True
         whole = np.flatnonzero(plain)
         codes[whole, image[whole]] = self._pairs(take(faults, whole), image[whole]).codes
@@ -357,10 +370,9 @@ class Engine:
         for number, rows in by_site(faults, np.arange(image.size)):
             fresh = not reduced and number not in self._programs
             if fresh and self._is_looped(number, rows.size, timed=False):
-                for some in _parts(rows, len(self.images)):
-                    done = self._looped(number, take(faults, some))
+                for some, *done in self._looped(number, faults, rows):
                     each = np.arange(some.size), image[some]
-                    found.codes[some], found.logits[some] = done.codes[each], done.logits[each]
+                    found.codes[some], found.logits[some] = (column[each] for column in done)
                 continue
             at, faulty = self._operands(number, take(faults, rows))
             for part in self.image_blocks(number):
@@ -373,10 +385,12 @@ class Engine:
                     found.codes[rows[inside]], found.logits[rows[inside]] = done
         return found
 
-    def _looped(self, site: int, faults: Faults) -> Pairs:
-        """Codes [F, B] and logits [F, B, C] of faults in one parameter, one by one."""
-        value = self._change(site, faults)[0]
-        return Pairs(*self._loop.run(self._source(site), faults.index, value))
+    def _looped(self, site: int, faults: Faults, rows: np.ndarray) -> Iterator[tuple[Any, ...]]:
+        """The `rows` of one parameter's faults, some at a time: rows [f], codes [f, B], logits."""
+        own = take(faults, rows)
+        value = self._change(site, own)[0]
+        for part, *found in self._loop.run(self._source(site), own.index, value):
+            yield rows[part], *found
 
     def _is_looped(self, site: int, faults: int, *, timed: bool = True) -> bool:
         """Whether a loop is the faster way for so many faults in a site, on all images.
@@ -388,10 +402,9 @@ class Engine:
             return False
         if self._always is not None:
             return self._always
-        program, images = self.network.program, len(self.images)
-        if routes.is_few(program, faults, images):
+        if self._ways.are_few(max(faults, self._expected[site])):
             return True
-        return timed and routes.is_close(program, self.program(site).parts) and self._is_slow(site)
+        return timed and self._ways.is_close(self.program(site).parts) and self._is_slow(site)
 
     def _is_slow(self, site: int) -> bool:
         """Whether the programs of a site were timed to be slower than a loop, now or before."""
@@ -409,19 +422,18 @@ class Engine:
         at = np.zeros((size, len(self.sites[site].shape)), np.int32)
         image = np.arange(size) % (part.stop - part.start)
         ways = (
-            (lambda: self._loop.run(source, np.zeros(TIMED, int), np.repeat(word, TIMED)),
+            (lambda: list(self._loop.run(source, np.zeros(TIMED, int), np.repeat(word, TIMED))),
              TIMED * len(self.images)),
             (lambda: program.run(block, at, np.repeat(word, size), image), size),
         )  # fmt: skip
         loop, suffix = (tuning.seconds(way) / pairs for way, pairs in ways)
         return loop < suffix
 
-    def _bounds_pay(self, sites: np.ndarray, images: int | None = None) -> bool:
+    def _bounds_pay(self, sites: np.ndarray) -> bool:
         """Whether faults in these sites, int [F], are so many that bounds are worth making."""
         if self.screen or self._always is not None:
             return not self._always
-        counts = np.unique(sites, return_counts=True)[1].tolist()
-        return routes.bounds_pay(self.network.program, counts, images or len(self.images))
+        return self._ways.bounds_pay(Counter(sites.tolist()) | self._expected)
 
     def _operands(self, site: int, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
         """Where F faults of one site strike, int32 [F, rank], and what they put there [F, ...]."""

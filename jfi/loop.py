@@ -5,6 +5,8 @@ where faults are too few to pay for programs of their own, and where nothing is 
 at the fault, as for weights that every step of an unrolled network uses.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ from jfi.program import Program, nbytes, run
 
 BATCH = 128  # images at a time, at most
 FAULTS = 64  # of one call and device, at most
+IN_FLIGHT = 2  # calls under way before the first is read back
 LOGITS = 1 << 24  # bytes of the logits of one call and device, at most
 
 
@@ -40,45 +43,53 @@ class Loop:
         words = (bits.word_dtype(leaf.dtype) for leaf in leaves if bits.has_words(leaf.dtype))
         self._word = np.result_type(*words)
         self._parts: list[Any] = []
+        none = self._call(-1, np.zeros(1, np.int32), np.zeros(1, self._word))  # of no leaf
         blank = hardware.share(np.zeros((size, out.shape[1]), out.dtype))
         for part in chunks(len(images), size):
             own = hardware.share([filled_up(x[part], size) for x in (images, labels)])
             # Golden by the same program: what "equal to golden" is judged against.
-            found = self._run(
-                leaves, own[0], blank, own[1], *self._call(-1, np.zeros((2, 1), self._word))
-            )
-            self._parts.append((own[0], hardware.share(np.asarray(found[1])[0]), own[1]))
+            _, logits = self._run(leaves, own[0], blank, own[1], *none)
+            self._parts.append((own[0], hardware.share(np.asarray(logits)[0]), own[1]))
 
-    def run(self, leaf: int, index: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes uint8 [F, B] (`outcomes.classify`) and logits [F, B, C] of F faults.
+    def run(
+        self, leaf: int, index: np.ndarray, value: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """F faults, some at a time: which, codes uint8 [f, B] (`outcomes.classify`), logits.
 
         Args:
           index: int [F], the word that is set, in C order.
           value: [F], what to.
-        """
-        columns = np.stack([index.astype(self._word), bits.to_bits(value).astype(self._word)])
-        calls = []
-        for part in chunks(index.size, self._hardware.count * self._size):
-            own = self._call(leaf, columns[:, part])
-            calls.append((own[0], [self._run(self._leaves, *block, *own) for block in self._parts]))
-        return tuple(np.concatenate(rows) for rows in zip(*map(self._read, calls), strict=True))
 
-    def _call(self, leaf: int, columns: np.ndarray) -> tuple[np.ndarray, ...]:
-        """How many faults each device has, and index and word of each; filled up."""
-        share = np.array_split(np.arange(columns.shape[1]), self._hardware.count)
-        index, word = (
+        Yields:
+          Faults' rows, their codes, their logits [f, B, C].
+        """
+        words, pending = bits.to_bits(value).astype(self._word), deque()
+        for part in chunks(index.size, self._hardware.count * self._size):
+            own = self._call(leaf, index[part].astype(np.int32), words[part])
+            found = [self._run(self._leaves, *block, *own) for block in self._parts]
+            pending.append((part, own[0], found))
+            if len(pending) > IN_FLIGHT:
+                yield self._read(*pending.popleft())
+        yield from (self._read(*call) for call in pending)
+
+    def _call(self, leaf: int, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+        """How many faults each device has, their leaf, and the columns [f] of each, filled up."""
+        share = np.array_split(np.arange(columns[0].size), self._hardware.count)
+        full = [
             np.concatenate([np.resize(column[rows], self._size) for rows in share])
             for column in columns
-        )
+        ]
         count = np.array([rows.size for rows in share], np.int32)
-        return count, np.full(count.size, leaf, np.int32), index.astype(np.int32), word
+        return count, np.full(count.size, leaf, np.int32), *full
 
-    def _read(self, call) -> list[np.ndarray]:
+    def _read(self, part: slice, count: np.ndarray, found) -> tuple[slice, np.ndarray, np.ndarray]:
         """Codes and logits of the faults of one call."""
-        count, found = call
         rows = np.concatenate([k * self._size + np.arange(n) for k, n in enumerate(count)])
-        columns = zip(*jax.device_get(found), strict=True)
-        return [np.concatenate(parts, axis=1)[rows, : self._images] for parts in columns]
+        codes, logits = (
+            np.concatenate(blocks, axis=1)[rows, : self._images]
+            for blocks in zip(*jax.device_get(found), strict=True)
+        )
+        return part, codes, logits
 
 
 _RUN = (SHARED, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SPREAD)
@@ -101,7 +112,7 @@ def _run(program: Program, leaves, images, golden, labels, count, leaf, index, w
 
 def _written(leaf, here, index, word):
     """A leaf with one word set, if that is `here`."""
-    if not bits.has_words(leaf.dtype):
+    if not bits.has_words(leaf.dtype) or not leaf.size:
         return leaf
     flat = leaf.reshape(-1)
     index = jnp.minimum(index, flat.size - 1)

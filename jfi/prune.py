@@ -18,11 +18,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jfi import bits, certify, outcomes, rounding, routes
+from jfi import bits, certify, outcomes, rounding
 from jfi.chunks import chunk_size, chunks, dealt, filled_up
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import Program, flops, nbytes, run, section
 from jfi.radii import Radii, Shelf
+from jfi.routes import work
 from jfi.split import Split, image_bytes, read, split, suffix
 
 BUFFER = 128 << 20  # bytes of values that wait at one cut
@@ -222,7 +223,7 @@ class SiteStart:
         self.chunk = chunk_size(self.parts.live, hardware.chunk_bytes, self.parts.flops)
         self._start = hardware.jit(partial(_start, self.parts), *_START, donate_argnums=(0,))
         self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
-        pair = routes.work(self.parts.flops, self.parts.live)
+        pair = work(self.parts.flops, self.parts.live)
         self.radii = Radii(
             pruner.program, pruner.leaves, leaf, pair, hardware, shelf, pruner.allowances
         )

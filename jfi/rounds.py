@@ -6,6 +6,7 @@ killed asks the same again, and finds the answers on record.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -116,6 +117,7 @@ class _Answers:
         self.measure, self.progress = measure, progress
         self.tally = Tally(plan, engine, measure)
         self.ids: list[np.ndarray] = []
+        self.sites = Counter[int]()
         self.ran = 0
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
@@ -126,6 +128,8 @@ class _Answers:
 
     def _answer(self, ids: np.ndarray) -> np.ndarray:
         number = len(self.ids)
+        self.sites.update(self.plan.space.decode(ids).site.tolist())
+        self.engine.expect(self.sites)  # of what comes nothing is known
         if not records.has_shard(self.path, number):
             space, engine = self.plan.space, self.engine
             campaign.run_shard(self.path, number, ids, space, engine, self.measure, self.identity)

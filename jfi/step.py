@@ -67,7 +67,7 @@ def _used_again(golden: Golden, eqn, values, evaluate) -> Any:
     A weight that is used many times, as by the steps of a recurrent network, need not be written
     out: the product by the golden weight, one for all faults, and the update by that word.
     """
-    if eqn.primitive.name not in PRODUCTS or None in values or not _is_product(eqn):
+    if eqn.primitive.name not in PRODUCTS or any(v is None for v in values) or not _is_product(eqn):
         return None
     words = [isinstance(value, Patch) and value.value.size == 1 for value in values]
     if sum(words) != 1:

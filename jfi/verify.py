@@ -122,10 +122,10 @@ def _in_values(engine: Engine, faults: Faults, image: np.ndarray, harmless: bool
     keep, change = np.array(_masks(engine, faults, harmless), widest).T
     one = partial(_in_value, network, names)
     run = jit(lambda leaves, pairs: jax.lax.map(lambda pair: one(leaves, pair), pairs))
-    found = []
+    found, columns = [], (number, step, index, keep, change)
     for part in chunks(image.size, BATCH):
-        columns = (number, step, index, keep, change, engine.images[image])
-        rows = [np.resize(x[part], (BATCH, *x.shape[1:])) for x in columns]
+        own = (*(x[part] for x in columns), engine.images[image[part]])
+        rows = [np.resize(x, (BATCH, *x.shape[1:])) for x in own]
         found.append(np.asarray(run(network.leaves, tuple(rows))))
     return np.concatenate(found)[: image.size]
 

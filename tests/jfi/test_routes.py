@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import jfi
-from jfi import bits, routes, tuning
+from jfi import bits, loop, routes, tuning
 from jfi.faults import Faults
 from jfi.hardware import hardware
+from jfi.routes import Ways
 
 RNG = np.random.default_rng(3)
 STEPS, BATCH, CLASSES = 5, 7, 4
@@ -71,32 +72,41 @@ def naive_top1(faults):
     return np.array(found)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_loop_says_what_naive_runs_say(devices):
-    if len(jax.local_devices()) < devices:
-        pytest.skip("one device")
+def test_a_loop_says_what_naive_runs_say():
     faults = some_faults()
-    own = hardware(jax.local_devices()[:devices])
-    loop, other = (engine(loop=way, hardware=own) for way in (True, False))
-    critical = naive_top1(faults) != loop.golden.top1
+    looped, other = (engine(loop=way) for way in (True, False))
+    critical = naive_top1(faults) != looped.golden.top1
     for measure in ("full", "critical"):
-        done = loop.run(faults, measure, keep_bits=True)
+        done = looped.run(faults, measure, keep_bits=True)
         told = np.unpackbits(done.critical_bits, axis=1)[:, :BATCH].astype(bool)
         np.testing.assert_array_equal(told, critical)
         np.testing.assert_array_equal(done.critical, other.run(faults, measure).critical)
-    detected = loop.run(faults, "detect")
+    detected = looped.run(faults, "detect")
     np.testing.assert_array_equal(detected.critical > 0, critical.any(1))
-    assert loop.run(faults).masked.sum() > 0
+    assert looped.run(faults).masked.sum() > 0
     assert 0 < critical.sum() < critical.size
 
 
-def test_more_images_than_a_batch_and_more_faults_than_a_call(monkeypatch):
-    from jfi import loop as of
+@pytest.mark.parametrize("dtype", [np.int8, jnp.bfloat16])
+def test_positions_beyond_what_a_word_of_the_network_can_count(dtype):
+    """A network of narrow words alone: the 300th of 8 bits, the 70,000th of 16."""
+    words = 300 if dtype == np.int8 else 70_000
+    weights = np.ones((words, 2), dtype)
+    images = np.zeros((1, words), np.float32)
+    images[0, -1] = 1
+    network = jfi.network(lambda p, x: x @ p["w"].astype(jnp.float32), {"w": weights}, images[0])
+    sign = network.sites[0].width - 1
+    fault = jfi.fault_list([("w", (words - 1, 0), sign, "flip")], network.sites)
+    for way in (True, False):
+        runner = jfi.Engine(network, images, np.zeros(1, int), network.sites, loop=way)
+        assert runner.run(fault).critical[0] == 1
 
+
+def test_more_images_than_a_batch_and_more_faults_than_a_call(monkeypatch):
     faults = some_faults(2)
     wanted = engine(loop=True).run(faults)
-    monkeypatch.setattr(of, "BATCH", 3)
-    monkeypatch.setattr(of, "FAULTS", 5)
+    monkeypatch.setattr(loop, "BATCH", 3)
+    monkeypatch.setattr(loop, "FAULTS", 5)
     found = engine(loop=True).run(faults)
     np.testing.assert_array_equal(found.critical, wanted.critical)
 
@@ -109,19 +119,42 @@ def test_few_faults_are_looped_and_compile_nothing_of_their_own(monkeypatch):
         runner.run(faults, measure)
     assert not runner._programs
     assert "_pruner" not in runner.__dict__
-    jfi.Engine.pairs(runner, faults, np.zeros(faults.site.size, int))
+    runner.pairs(faults, np.zeros(faults.site.size, int))
     assert not runner._programs
 
 
-def test_many_faults_are_not():
-    """What a campaign of 1,500 and one of 100,000 faults would take, on the estimates in use."""
-    program = NETWORK.program
-    cost = routes.looping(program, 1, BATCH)
-    few = int(1e9) // cost + 1
-    assert routes.looping(program, 2 * few, BATCH) == 2 * few * cost
-    assert routes.whole(program) > 0
-    assert not routes.bounds_pay(program, [0], BATCH)
-    assert routes.bounds_pay(program, [10**9], BATCH)
+def test_many_faults_are_not_looped(monkeypatch):
+    """Nor few of them, where it was said that many are to come."""
+    monkeypatch.setattr(routes, "EQUATION", 1 << 30)
+    ways = Ways(NETWORK.program, BATCH)
+    many = 2 * ways.compiling // ways.looping(1)
+    assert ways.are_few(many // 4)
+    assert not ways.are_few(many)
+    assert not ways.bounds_pay({0: many // 4, 1: many // 4})
+    assert ways.bounds_pay({0: 100 * many, 1: 0})
+    runner, faults = engine(), some_faults(1)
+    runner.expect(dict.fromkeys(range(len(SITES)), many))
+    runner.run(faults)
+    assert sorted(runner._programs) == [*range(len(SITES))]
+    runner.expect({0: 100 * many})
+    runner.run(faults, "critical")
+    assert "_pruner" in runner.__dict__
+
+
+def test_a_campaign_says_how_much_it_will_run(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(jfi.Engine, "expect", lambda self, faults: told.append(dict(faults)))
+    rows = [("enter", 3, 1, "flip"), ("again", 1, 2, "flip"), ("again", 5, 2, "flip")]
+    plan = jfi.plan_listed(NETWORK, jfi.fault_list(rows, jfi.listable(NETWORK)))
+    own = jfi.Engine(NETWORK, IMAGES, np.zeros(BATCH, int), plan.space.sites)
+    jfi.run(plan, own, tmp_path, {})
+    names = {plan.space.sites[number].name: n for number, n in told[0].items() if n}
+    assert names == {"enter": 1, "again": 2}
+
+
+def test_a_screen_has_no_loop():
+    with pytest.raises(jfi.InputError, match="'bfloat16' has no loop"):
+        engine(screen="bfloat16", loop=True)
 
 
 def test_ways_that_come_close_are_timed_once_and_kept(monkeypatch, tmp_path):
