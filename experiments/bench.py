@@ -165,8 +165,8 @@ def vmap_rows(bench: Workbench) -> list[Row]:
 
 
 def engine_rows(measure: str, bench: Workbench) -> list[Row]:
-    """This engine, with the programs of every site compiled; for `critical` as in the midst of an
-    exhaustive campaign, with certified radii made (`setup_s` says how long it took)."""
+    """This engine as in the midst of an exhaustive campaign: the programs of every site compiled;
+    for `critical` with certified radii made (`setup_s` says how long it took)."""
     runner, started = bench.engine, time.perf_counter()
     runner.run(costs.at_every_site(runner, costs.WARM), measure)
     if measure == "critical":
@@ -448,8 +448,11 @@ def _measure() -> tuple[str, dict]:
     memory = args.memory * MEBIBYTE
 
     def bench_of(sites) -> Workbench:
-        faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), args.seed, LISTED)
+        space = FaultSpace(sites, FAULT_MODELS["stuck_at"])
+        faults = turns.draw(space, args.seed, LISTED)
         runner = Engine(network, images, labels, sites, memory=memory)
+        # Figures are those in the midst of an exhaustive campaign.
+        runner.expect(dict(enumerate(space.site_sizes.tolist())))
         return Workbench(net, runner, faults)
 
     if args.growth or args.profile:

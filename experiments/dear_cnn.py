@@ -35,6 +35,7 @@ import csv
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -268,6 +269,7 @@ def _seconds(subject: Subject, selection: Selection) -> float:
     size = min(ids.size, max(least, pairs // selection.indices.size))
     some = np.random.default_rng(0).choice(ids, size, replace=False)
     faults = plan.space.decode(np.sort(some))
+    engine.expect(Counter(faults.site.tolist()))
     _, first = np.unique(faults.site, return_index=True)
     engine.run(take(faults, first), "detect")
     started = time.perf_counter()

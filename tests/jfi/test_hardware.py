@@ -38,10 +38,13 @@ devices = jax.local_devices()
 assert len(devices) == 4
 found, radii = {}, {}
 for count in (1, 3, 4):
-    engine = jfi.Engine(network, images, labels, sites, hardware=hardware(devices[:count]))
+    own = dict(hardware=hardware(devices[:count]))
+    engine = jfi.Engine(network, images, labels, sites, loop=False, **own)
     engine.make_radii()
     radii[count] = [engine._pruner.starts[k].radii.codes(images).astype(int) for k in range(4)]
     found[count] = {m: engine.run(faults, m, keep_bits=True) for m in jfi.engine.MEASURES}
+    looped = jfi.Engine(network, images, labels, sites, loop=True, **own)
+    found[count]["loop"] = looped.run(faults, keep_bits=True)
     assert engine.hardware.count == count
 for count in (3, 4):
     for one, many in zip(radii[1], radii[count], strict=True):
@@ -50,6 +53,7 @@ for count in (3, 4):
         for one, many in zip(found[1][measure], found[count][measure], strict=True):
             assert np.array_equal(one, many), (count, measure, one, many)
 assert (found[1]["full"].critical > 0).sum() > 30
+assert np.array_equal(found[1]["full"].critical, found[1]["loop"].critical)
 assert found[1]["critical"].certified.sum() > 1000
 print("same")
 """
