@@ -23,7 +23,7 @@ from experiments import machine, turns, zoo
 from jfi import bits
 from jfi.chunks import chunks, filled_up
 from jfi.compiling import jit
-from jfi.engine import MEASURES, Engine, by_site, take
+from jfi.engine import MEASURES, Engine, by_site, take, unchanged
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 from jfi.sites import Network
 
@@ -221,20 +221,9 @@ def _naive(way: str, network: Network, sites, images) -> Judge:
 
     def judge(faults: Faults) -> np.ndarray:
         found = np.zeros(faults.site.size, bool)
-        change = np.flatnonzero(_changes(network, sites, faults))
+        change = np.flatnonzero(~unchanged(network, sites, faults))
         if change.size:
             found[change] = (tops(take(faults, change)) != golden).any(axis=1)
         return found
 
     return judge
-
-
-def _changes(network: Network, sites, faults: Faults) -> np.ndarray:
-    """bool [F]: the fault changes its word."""
-    found = np.zeros(faults.site.size, bool)
-    for number, site in enumerate(sites):
-        own = faults.site == number
-        word = network.values(site).ravel()[faults.index[own]]
-        faulty = bits.faulty(word, faults.bit[own], faults.polarity[own])
-        found[own] = bits.to_bits(word) != bits.to_bits(faulty)
-    return found

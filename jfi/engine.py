@@ -8,7 +8,7 @@ by one on all images (`jfi.loop`); `jfi.routes` estimates which way is the faste
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -454,13 +454,7 @@ class Engine:
         Raises:
           InputError: as of `run`.
         """
-        faults = check_faults(faults, self.sites)
-        same = np.zeros(faults.site.size, bool)
-        for number, rows in by_site(faults, np.flatnonzero(~self._at_run_time[faults.site])):
-            golden = self.network.values(self.sites[number]).ravel()[faults.index[rows]]
-            faulty = bits.faulty(golden, faults.bit[rows], faults.polarity[rows])
-            same[rows] = bits.to_bits(golden) == bits.to_bits(faulty)
-        return same
+        return unchanged(self.network, self.sites, check_faults(faults, self.sites))
 
     def subnormal(self, faults: Faults) -> np.ndarray:
         """bool [F]: the faulty word is subnormal (`bits.is_subnormal`); not known at run time."""
@@ -565,6 +559,17 @@ def _positions(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """int32 [P, rank]: C-order positions as one index an axis."""
     at = np.unravel_index(index, shape) if shape else []
     return np.array(at, np.int32).reshape(len(shape), index.size).T
+
+
+def unchanged(network: Network, sites: Sequence[Site], faults: Faults) -> np.ndarray:
+    """bool [F]: the fault in a parameter leaves its word as it is."""
+    same = np.zeros(faults.site.size, bool)
+    for number, rows in by_site(faults, np.arange(faults.site.size)):
+        if sites[number].name in network.positions:
+            golden = network.values(sites[number]).ravel()[faults.index[rows]]
+            faulty = bits.faulty(golden, faults.bit[rows], faults.polarity[rows])
+            same[rows] = bits.to_bits(golden) == bits.to_bits(faulty)
+    return same
 
 
 def take(faults: Faults, rows) -> Faults:
