@@ -5,8 +5,9 @@
 Of random words of random leaves every bit is flipped, and some are stuck. What is right is said by
 writing the faulty word into the leaf and running the whole network on all images. Left out are
 pairs whose answer float rounding can move: naive runs whose every operand is moved by an epsilon
-(`jfi.rounding.shaken`) tell which; few of these may differ. Networks run on one and two devices in
-turn. Ends with status 1 at a wrong verdict or an error.
+(`jfi.rounding.shaken`) tell which; few of these may differ. Nor is anything sure of which the naive
+network says one thing compiled and another operation by operation. Networks run on one and two
+devices in turn. Ends with status 1 at a wrong verdict or an error.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from typing import NamedTuple
 
 if __name__ == "__main__":
@@ -71,6 +73,15 @@ class Naive:
         sure = certain(logits, shakes) & self.certain
         clear = is_clear(logits) & np.isfinite(shakes).all((1, 3)) & is_clear(self.golden)
         return Right(logits, critical, sure, clear & ~sure, moved)
+
+    def apart(self, right: "Right", rows, leaves) -> "Right":
+        """`right`, without what a run operation by operation contradicts; of the faults `rows`."""
+        golden = np.asarray(self.net.apply(self.net.params, self.net.images)).argmax(-1)
+        agree = np.ones(right.sure.shape, bool)
+        for row in rows:
+            logits = self.net.apply({**self.net.params, **leaves[row]}, self.net.images)
+            agree[row] = (np.asarray(logits).argmax(-1) != golden) == right.critical[row]
+        return right._replace(sure=right.sure & agree, doubtful=right.doubtful & agree)
 
 
 class Right(NamedTuple):
@@ -184,9 +195,10 @@ def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
     sites = tuple(known[k] for k in sorted(rng.permutation(len(known))[:MOST_SITES]))
     faults = faults_of(rng, sites)
     naive = Naive(net, network.program)
-    right = naive.judged(
-        [broken(net.params, sites[number], *rest) for number, *rest in zip(*faults, strict=True)]
-    )
+    leaves = [
+        broken(net.params, sites[number], *rest) for number, *rest in zip(*faults, strict=True)
+    ]
+    right = naive.judged(leaves)
     own = hardware(jax.local_devices()[:devices])
     labels = np.zeros(IMAGES, int)
     engine, loop = (
@@ -195,7 +207,12 @@ def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
     )
     wrong, apart = [], 0
     for measure in MEASURES:
-        bad, other = _judged(loop if measure == "loop" else engine, faults, right, measure)
+        judged = partial(_judged, loop if measure == "loop" else engine, faults)
+        bad, other = judged(right, measure)
+        odd = np.flatnonzero(bad.any(1) | other.any(1))
+        if odd.size:
+            right = naive.apart(right, odd, leaves)
+            bad, other = judged(right, measure)
         apart += int(other.sum())
         if bad.any():
             row, *image = np.argwhere(bad)[0]
@@ -227,7 +244,8 @@ def _judged(engine, faults: Faults, right: Right, measure: str) -> tuple[np.ndar
     if detect:
         surely = (right.critical & right.sure).any(1)
         never = (~right.critical & right.sure).all(1)
-        return np.where(done.critical > 0, never, surely)[:, None], np.zeros(0, bool)
+        wrong = np.where(done.critical > 0, never, surely)[:, None]
+        return wrong, np.zeros_like(wrong)
 
     def unpacked(packed):
         return np.unpackbits(packed, axis=1)[:, :IMAGES].astype(bool)

@@ -281,11 +281,13 @@ def selected(d):
 @step
 def sign_of_a_leaf(d):
     w = d.weight(d.shape[-1])
-    return (
-        (lambda p, h: jnp.where(jnp.signbit(p[w].astype(h.dtype)), 1 + h, h))
-        if d.is_float
-        else None
-    )
+
+    def signed(p, h):
+        leaf = p[w].astype(h.dtype)
+        # The sign of a NaN that was converted is left open by the standard.
+        return jnp.where(jnp.signbit(leaf) & ~jnp.isnan(leaf), 1 + h, h)
+
+    return signed if d.is_float else None
 
 
 @step

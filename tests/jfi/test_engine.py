@@ -267,6 +267,31 @@ def test_verify_finds_a_wrong_engine(monkeypatch):
     assert found.pairs == found.agreements + found.near_ties + found.disagreements
 
 
+def overflowing_when_fused(p, x):
+    """Of values near 1e37, x * 1.05 minus its largest is 0, or 1e30 where XLA contracts the two."""
+    h = jax.nn.log_softmax(jax.nn.selu(x.reshape(-1, 3, 6) @ p["in"]))
+    return h.reshape(len(x), 18) @ p["out"]
+
+
+def test_what_only_fusing_decides_is_a_near_tie():
+    rng = np.random.default_rng(0)
+    params = {"in": rng.normal(size=(6, 6)), "out": rng.normal(size=(18, 6)) / 64}
+    params = {name: np.float32(leaf) for name, leaf in params.items()}
+    images = np.float32(rng.normal(size=(24, 18)))
+    network = jfi.network(overflowing_when_fused, params, images[0])
+    runner = jfi.Engine(network, images, np.zeros(24, int), network.sites)
+    rows = [("in", index, 30, "flip") for index in range(36)]
+    faults = jfi.fault_list([row for row in rows for _ in images], network.sites)
+    image = np.tile(np.arange(24), 36)
+    for measure in jfi.engine.MEASURES:
+        found = verify.verify(runner, faults, image, measure)
+        assert found.disagreements == 0, found.worst
+    # And it is no excuse for an engine that is wrong.
+    wrong = np.where(runner.critical_pairs(faults, image)[0] & outcomes.CRITICAL, 0, 1)
+    spoilt = verify.verify(runner, faults, image, "critical", np.int8(wrong))
+    assert spoilt.disagreements > 300
+
+
 def image_mixing(params, x):
     return (x - x.mean(0)).reshape(len(x), -1) @ params["w"]
 
