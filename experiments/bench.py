@@ -402,7 +402,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("measure", "critical", list(MEASURES), "Of --profile and --growth.")
     flags.DEFINE_bool("zoo", False, "Print a row a network of many kinds.")
     flags.DEFINE_list("networks", list(zoo.ZOO), f"Of --zoo: {', '.join(zoo.ZOO)}.")
-    flags.DEFINE_enum("way", None, list(zoo_table.WAYS), "Of --zoo: this way of one network alone.")
+    flags.DEFINE_enum(
+        "way", None, [*zoo_table.WAYS, zoo_table.TORCH], "Of --zoo: this way of one network alone."
+    )
     flags.DEFINE_float("patience", 600.0, "Of --zoo: seconds for one way of one network.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object, in the last line, and no table.")
     flags.DEFINE_string("out", "runs/bench", "Folder for the figures as JSON; empty for none.")

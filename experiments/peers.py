@@ -143,7 +143,7 @@ def module(net: Net, network: Network) -> nn.Module:
     Raises:
       InputError: there is no PyTorch model of this network here.
     """
-    model = _blank(net)
+    model = blank(net)
     state = {
         f"{layer_name(name)}.{LEAVES.get(leaf, leaf)}": torch.tensor(to_torch(net, name, values))
         for name, leaf, values in _leaves(network)
@@ -155,7 +155,7 @@ def module(net: Net, network: Network) -> nn.Module:
     return model.eval()
 
 
-def _blank(net: Net) -> nn.Module:
+def blank(net: Net) -> nn.Module:
     """The model with whatever weights PyTorch begins with."""
     match net.module:
         case lenet.LeNet():

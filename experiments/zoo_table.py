@@ -1,16 +1,18 @@
 """The table of `experiments.bench --zoo`: each network by each way, in a process of its own.
 
 A way is timed from an empty process on, without programs kept from before: to its first verdict,
-through a campaign of 1,000 faults, and then at the rate it keeps. The naive ways know as the
-engine does which faults change nothing, and do not run them: `loop` writes the word into the leaf
-and runs the network on all images, fault by fault; `map` does so within a program of each leaf;
-`vmap` for many faults at once. Rates are medians over rounds, in which the ways take turns.
+through a campaign (of 1,000 faults; of 50 on the largest networks), and then at the rate it keeps
+in the midst of one of 10,000. The naive ways know as the engine does which faults change nothing,
+and do not run them: `loop` writes the word into the leaf and runs the network on all images, fault
+by fault; `map` does so within a program of each leaf; `vmap` for many faults at once. Rates are
+medians over rounds, in which the ways take turns.
 """
 
 import json
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from jfi.engine import MEASURES, Engine, by_site, take, unchanged
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 from jfi.sites import Network
 
-CAMPAIGN = 1000  # faults
+LONG = 10_000  # faults of the campaign in whose midst rates are taken
 MAPPED, VMAPPED = 256, 8  # faults of one call
 
 Judge = Callable[[Faults], np.ndarray]  # faults -> which are critical for any image, bool [F]
@@ -37,9 +39,9 @@ def table(names: Sequence[str], rounds: int, patience: float, tell) -> list[dict
     """A row a network."""
     rows = []
     for name in names:
-        found: dict[str, list[dict]] = {way: [] for way in WAYS}
+        found: dict[str, list[dict]] = {way: [] for way in (*WAYS, TORCH)}
         for number in range(rounds):
-            for way in WAYS[:: (-1) ** number]:
+            for way in (*WAYS, TORCH)[:: (-1) ** number]:
                 tell(f"{name}: {way}")
                 found[way].append(_apart(name, way, patience))
         rows.append(_row(name, found))
@@ -67,14 +69,15 @@ def _row(name: str, found: dict[str, list[dict]]) -> dict:
     """The figures of one network, medians over rounds; of a way that failed, why."""
 
     def middle(way: str, what: str) -> float | None:
-        values = [one[what] for one in found[way] if what in one]
+        values = [one[what] for one in found[way] if one.get(what) is not None]
         return statistics.median(values) if values else None
 
     rates = {way: middle(way, "rate") for way in WAYS}
     naive = {way: rates[way] for way in NAIVE if rates[way]}
     best = max(naive, key=naive.get, default=None)
     soonest = [t for way in NAIVE if (t := middle(way, "campaign_s"))]
-    row = {"network": name, "golden": middle("loop", "golden"), **rates, "naive": best}
+    golden = {"golden": middle("loop", "golden"), "golden_torch": middle(TORCH, "golden")}
+    row = {"network": name, **golden, **rates, "naive": best}
     for measure in MEASURES:
         if rates[measure] and best:
             row[f"{measure}_ratio"] = rates[measure] / naive[best]
@@ -83,32 +86,44 @@ def _row(name: str, found: dict[str, list[dict]]) -> dict:
     row["naive_campaign_s"] = min(soonest, default=None)
     row["certified"] = middle("critical", "certified")
     row["peak_mib"] = middle("critical", "peak_mib")
-    failed = {way: one["failed"] for way in WAYS for one in found[way] if "failed" in one}
+    failed = {way: one["failed"] for way in found for one in found[way] if "failed" in one}
     return row | ({"failed": "; ".join(f"{k}: {v}" for k, v in failed.items())} if failed else {})
 
 
 def measure(name: str, way: str, seconds: float, seed: int) -> dict:
     """One way on one network, from an empty process on."""
     sample = zoo.sample(name)
+    if way == TORCH:
+        from experiments import zoo_torch
+
+        return {"network": name, "way": way, "golden": zoo_torch.golden_rate(name, sample.images)}
     network = jfi.network(sample.apply, sample.params, sample.images[0])
     sites = _sites(network)
     faults = turns.draw(FaultSpace(sites, FAULT_MODELS["stuck_at"]), seed, 1 << 16)
     begun = time.perf_counter()
     engine, judge = _judge(way, network, sites, sample.images)
+    _expect(engine, faults, sample.campaign)
     judge(turns.block(faults, 0, 1))
     first = time.perf_counter() - begun
-    judge(turns.block(faults, 1, CAMPAIGN - 1))
+    judge(turns.block(faults, 1, sample.campaign - 1))
     found = {"first_s": first, "campaign_s": time.perf_counter() - begun}
+    _expect(engine, faults, LONG)
     row = turns.Row(judge, len(sample.images), {})
-    paced = turns.pace(row, faults, seconds, CAMPAIGN)
+    paced = turns.pace(row, faults, seconds, sample.campaign)
     found["rate"] = turns.turn(row, turns.block(faults, 0, paced.faults)).rate
     found["peak_mib"] = machine.peak_mib()
     if way == "critical":
-        told = engine.run(turns.block(faults, 0, CAMPAIGN), "critical")
+        told = engine.run(turns.block(faults, 0, paced.faults), "critical")
         found["certified"] = float(told.certified.mean() / len(sample.images))
     if way == "loop":
         found["golden"] = _golden_rate(network, sample.images)
     return {"network": name, "way": way, **found}
+
+
+def _expect(engine: Engine | None, faults: Faults, campaign: int) -> None:
+    """Say to an engine of ours, as `jfi.run` does, how many faults there are to come."""
+    if engine is not None:
+        engine.expect(Counter(faults.site[:campaign].tolist()))
 
 
 def _sites(network: Network) -> tuple[Site, ...]:
@@ -210,6 +225,7 @@ def _vmap(naive: _Naive) -> Judge:
 
 NAIVE: dict[str, Callable[[_Naive], Judge]] = {"loop": _loop, "map": _map, "vmap": _vmap}
 WAYS = (*NAIVE, *MEASURES)
+TORCH = "torch"  # the golden run alone, in PyTorch
 
 
 def _naive(way: str, network: Network, sites, images) -> Judge:

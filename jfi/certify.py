@@ -29,7 +29,7 @@ from jax.extend import core
 
 from jfi import curves
 from jfi.convolution import EXACT
-from jfi.program import PRODUCTS, Program, bind, dependents, flops, section
+from jfi.program import PRODUCTS, Program, bind, dependents, flops, nbytes, section
 
 SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
 LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
@@ -432,8 +432,17 @@ def _only_lays_out(eqn) -> bool:
     return eqn.invars[0].aval.size == eqn.outvars[0].aval.size
 
 
-def radii(program: Program, env: dict, product, leaf, allowance) -> Any:
+def footprint(program: Program) -> int:
+    """Bytes that a bound of one scale takes on its way through a program, forth and back."""
+    return 2 * sum(nbytes(var.aval) for eqn in program.eqns for var in eqn.outvars)
+
+
+def radii(
+    program: Program, env: dict, product, leaf, allowance, at_a_time: int = len(SCALES)
+) -> Any:
     """Certified radius of every word of a leaf for one image, shaped as the leaf.
+
+    `at_a_time` scales are under way at once.
 
     A word that changes by less than its radius keeps the top-1 answer: |dw| moves the product's
     output by |dw| times a shifted input, whose cost under the bound map is |dw| * (map correlated
@@ -457,4 +466,11 @@ def radii(program: Program, env: dict, product, leaf, allowance) -> Any:
         # A radius of NaN would be taken for more than any change.
         return jnp.where(jnp.isnan(cost) | jnp.isnan(largest), 0.0, fits)
 
-    return jax.vmap(radius)(jnp.asarray(SCALES, other.dtype)).max(axis=0)
+    def larger(found, scales):
+        return jnp.maximum(found, jax.vmap(radius)(scales).max(axis=0)), None
+
+    scales = jnp.asarray(SCALES, other.dtype)
+    if at_a_time >= scales.size:
+        return jax.vmap(radius)(scales).max(axis=0)
+    parts = jnp.resize(scales, (-(-scales.size // at_a_time), at_a_time))  # some come twice
+    return lax.scan(larger, jnp.zeros_like(env[leaf]), parts)[0]

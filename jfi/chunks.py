@@ -1,8 +1,11 @@
 """Work cut into pieces of one size, so that nothing recompiles."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
+from jax import lax
 
 CHUNK_BYTES = 1 << 22  # bytes of the largest value of a chunk: more falls out of the caches
 PAIRS = (64, 8192)  # fewest and most pairs of a chunk
@@ -27,6 +30,13 @@ def chunk_size(live: int, most: int = CHUNK_BYTES, work: int = 1) -> int:
 def _power(whole: int, part: int) -> int:
     """The largest power of two of such parts that there is room for; one at least."""
     return 1 << max(0, (whole // max(1, part)).bit_length() - 1)
+
+
+def mapped(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """`function` of every row of a pytree, traced: at most `size` rows are under way at a time."""
+    if size >= len(jax.tree.leaves(rows)[0]):
+        return jax.vmap(function)(rows)
+    return lax.map(function, rows, batch_size=size)
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

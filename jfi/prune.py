@@ -19,10 +19,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jfi import bits, certify, outcomes, rounding
-from jfi.chunks import chunk_size, chunks, dealt, filled_up
+from jfi.chunks import chunk_size, chunks, dealt, filled_up, mapped
 from jfi.hardware import SHARED, SPREAD, Hardware
 from jfi.program import Program, flops, nbytes, run, section
-from jfi.radii import Radii, Shelf
+from jfi.radii import Radii, Shelf, shared_out
 from jfi.routes import work
 from jfi.split import Split, image_bytes, read, split, suffix
 
@@ -67,7 +67,7 @@ class Pruner:
       sites: by site, the number of the parameter leaf that is faulted.
       images: [B, ...] as the network takes them; the first few are tried.
       hardware: what to run on.
-      kept: bytes of certified radii to keep on the host.
+      memory: bytes that certified radii may take on the host, and, about, what makes them.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Pruner:
         sites: Mapping[int, int],
         images: np.ndarray,
         hardware: Hardware,
-        kept: int,
+        memory: int,
     ):
         self.program, self.hardware = program, hardware
         self.leaves = hardware.share(leaves)
         self.allowances = hardware.jit_golden(partial(rounding.allowances, program), SPREAD)
         trial = images[:TRIAL], np.asarray(self.allowances(self.leaves, images[:TRIAL]))
-        self.cuts, self._maps = _useful(program, self.leaves, trial, hardware)
+        self.cuts, self._maps = _useful(program, self.leaves, trial, hardware, memory)
         ends = [*self.cuts, None][1:]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
         self.chunks = [chunk_size(_live(s), hardware.chunk_bytes, flops(s.eqns)) for s in stretches]
@@ -95,8 +95,8 @@ class Pruner:
         # for each reduction.
         self.proven = hardware.jit(_proven, *_PROVEN)
         self.finish = hardware.jit(partial(_finish, stretches[-1]), *_FINISH) if stretches else None
-        shelf = Shelf(kept)
-        self.starts = {site: SiteStart(self, leaf, shelf) for site, leaf in sites.items()}
+        shelf = Shelf(memory)
+        self.starts = {site: SiteStart(self, leaf, shelf, memory) for site, leaf in sites.items()}
         parts = {site: start.parts for site, start in self.starts.items()}
         of_images = SPREAD, dict.fromkeys(parts, (SHARED, SPREAD))
         self._golden = hardware.jit_golden(partial(_golden, program, self.cuts, parts), of_images)
@@ -215,7 +215,7 @@ class SiteStart:
     Where no cut comes after the site, its pairs run to the logits at once.
     """
 
-    def __init__(self, pruner: Pruner, leaf: int, shelf: Shelf):
+    def __init__(self, pruner: Pruner, leaf: int, shelf: Shelf, memory: int):
         self.pruner, hardware = pruner, pruner.hardware
         self.cut = pruner.first_cut(leaf)
         end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
@@ -225,7 +225,7 @@ class SiteStart:
         self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
         pair = work(self.parts.flops, self.parts.live)
         self.radii = Radii(
-            pruner.program, pruner.leaves, leaf, pair, hardware, shelf, pruner.allowances
+            pruner.program, pruner.leaves, leaf, pair, hardware, shelf, pruner.allowances, memory
         )
 
     def run(self, line: Line, golden: tuple[Any, Any], at, value, pair, image) -> None:
@@ -245,14 +245,17 @@ class SiteStart:
         return self._start(buffer, offset, *golden, *full)
 
 
-def _useful(program: Program, leaves, rows, hardware: Hardware) -> tuple[list[Any], list[Callable]]:
+def _useful(
+    program: Program, leaves, rows, hardware: Hardware, memory: int
+) -> tuple[list[Any], list[Callable]]:
     """The cuts from the first on whose maps certify anything, and what makes their maps.
 
     Bounds grow with the distance to the logits, so those before it would certify nothing.
     """
     found: list[tuple[Any, Callable]] = []
     for cut in reversed(certify.cuts(program)):
-        maps = hardware.jit_golden(partial(_maps, program, cut), _MAPS)
+        room = memory // certify.footprint(section(program, cut))
+        maps = hardware.jit_golden(partial(_maps, program, cut, room // hardware.count), _MAPS)
         if not certify.is_useful(maps(leaves, rows)):
             break
         found.insert(0, (cut, maps))
@@ -280,17 +283,22 @@ def _golden(program: Program, cuts: Sequence[Any], sites: Mapping[int, Split], l
     }
 
 
-def _maps(program: Program, cut, leaves, rows):
-    """Bound maps [S, b, ...] at a cut, one for every scale; rows: images and their allowances."""
+def _maps(program: Program, cut, room: int, leaves, rows):
+    """Bound maps [S, b, ...] at a cut, one for every scale; rows: images and their allowances.
 
-    def one(image, allowance):
+    There is room for so many images times scales at a time.
+    """
+    images, scales = shared_out(room, len(rows[0]), 1)
+
+    def one(row):
+        image, allowance = row
         env = run(program, leaves, image[None])
-        scales = jnp.asarray(certify.SCALES, env[cut].dtype)
-        return jax.vmap(lambda scale: certify.bound_map(program, env, cut, scale, allowance))(
-            scales
+        each = jnp.asarray(certify.SCALES, env[cut].dtype)
+        return mapped(
+            lambda scale: certify.bound_map(program, env, cut, scale, allowance), each, scales
         )
 
-    return jax.vmap(one, out_axes=1)(*rows)
+    return jnp.swapaxes(mapped(one, rows, images), 0, 1)
 
 
 def _start(parts: Split, buffer, offset, constants, residuals, image, at, value):

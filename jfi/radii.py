@@ -20,9 +20,10 @@ import numpy as np
 from jfi import bits, certify
 from jfi.chunks import chunks, filled_up
 from jfi.hardware import SPREAD, Hardware
-from jfi.program import Program, flops, run, section
+from jfi.program import Program, flops, nbytes, run, section
 
-GROUP = 8  # images that radii are made of at a time, at least
+GROUP = 8  # images that radii are made of at a time, where there is room
+RADII = 4  # arrays like the leaf that one image and scale take
 COMPILE = 1 << 37  # operations in the time that compiling takes
 WORDS = 256  # words on which it is seen what share of flips radii certify
 HOPED = 0.5  # that share before it is seen
@@ -57,6 +58,7 @@ class Radii:
       hardware: what to make them on.
       shelf: where codes are kept, shared by all sites.
       allowances: `rounding.allowances` of the program, compiled.
+      memory: bytes that making them may take, about; at least what one image and scale take.
     """
 
     def __init__(
@@ -68,11 +70,11 @@ class Radii:
         hardware: Hardware,
         shelf: Shelf,
         allowances: Callable[[Any, Any], Any],
+        memory: int,
     ):
         self._leaves, self._leaf, self._shelf = leaves, leaf, shelf
         self._allowances = allowances
         self._product = certify.product(program, leaf)
-        self._group = hardware.round_up(GROUP)
         self._pair_flops, self._owed = pair_flops, defaultdict(float)
         self._share: float | None = None
         if self._product is not None and not self._can_be_made(program):
@@ -80,7 +82,11 @@ class Radii:
         if self._product is not None:
             rest = section(program, self._product.outvars[0])
             self._flops = 2 * len(certify.SCALES) * flops(rest.eqns)
-            self._make = hardware.jit_golden(partial(_radii, program, self._product, leaf), SPREAD)
+            one = certify.footprint(rest) + RADII * nbytes(program.leaves[leaf].aval)
+            group, scales = shared_out(memory // one, GROUP, hardware.count)
+            self._group = group
+            made = partial(_radii, program, self._product, leaf, scales)
+            self._make = hardware.jit_golden(made, SPREAD)
 
     def _can_be_made(self, program: Program) -> bool:
         """Whether JAX can map the gradients; of grouped, strided convolutions it can't."""
@@ -91,7 +97,7 @@ class Radii:
         images = jax.ShapeDtypeStruct((1, *program.x.aval.shape[1:]), program.x.aval.dtype)
         try:
             allowance = jax.ShapeDtypeStruct((1,), program.out.aval.dtype)
-            made = partial(_radii, program, self._product, self._leaf)
+            made = partial(_radii, program, self._product, self._leaf, 1)
             jax.eval_shape(made, self._leaves, (images, allowance))
         except NotImplementedError:
             return False
@@ -162,11 +168,25 @@ def code(x: np.ndarray) -> np.ndarray:
         return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def _radii(program: Program, product, leaf: int, leaves, rows):
+def shared_out(room: int, images: int, devices: int) -> tuple[int, int]:
+    """How many images and scales to take at a time, on all devices.
+
+    Args:
+      room: how many images times scales there is room for.
+      images: the most that are of use, rounded up to one a device.
+    """
+    scales = len(certify.SCALES)
+    most = -(-images // devices) * devices
+    group = min(most, max(devices, room // scales // devices * devices))
+    return group, min(scales, max(1, room // group))
+
+
+def _radii(program: Program, product, leaf: int, scales: int, leaves, rows):
     """Certified radii [b, *leaf.shape] (`certify.radii`); rows: images and their allowances."""
 
     def one(image, allowance):
         env = run(program, leaves, image[None])
-        return certify.radii(program, env, product, program.leaves[leaf], allowance)
+        leaf_var = program.leaves[leaf]
+        return certify.radii(program, env, product, leaf_var, allowance, scales)
 
     return jax.vmap(one)(*rows)

@@ -97,3 +97,17 @@ def test_the_table(script):
     (row,) = json.loads(ended.out.splitlines()[-1])["rows"]
     assert "failed" not in row
     assert min(row[way] for way in zoo_table.WAYS) > 0
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_twins_in_pytorch_have_the_same_weights(name):
+    pytest.importorskip("torch")
+    from experiments import zoo_torch
+
+    if name == "snn_nmnist":
+        assert name not in zoo_torch.TWINS
+        return
+    ours = jax.eval_shape(lambda: zoo.sample(name).params)
+    theirs = [p.numel() for p in zoo_torch.TWINS[name]().parameters() if p.ndim > 1]
+    wanted = sum(leaf.size for leaf in jax.tree.leaves(ours) if leaf.ndim > 1)
+    assert sum(theirs) == pytest.approx(wanted, rel=0.02)  # places of tokens are no weights there

@@ -1,5 +1,6 @@
 """Certificates: sound on random networks, in float32 as it runs, and worth having."""
 
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jax import lax
 
 import jfi
 import nets
-from jfi import bits, certify, outcomes, rounding, rounds, sites, verify
+from jfi import bits, certify, outcomes, prune, rounding, rounds, sites, verify
 from jfi.engine import Engine
 from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.program import run, section, trace
@@ -149,6 +150,19 @@ def test_a_certified_difference_keeps_top_1(seed, act, pool, scale, spiky):
         d = d * min(1.0, 0.98 / max(cost, 1e-30))
         later = run(section(program, cut), leaves, env[cut] + d.astype(np.float32))
         assert later[program.out].argmax() == env[program.out].argmax()
+
+
+@pytest.mark.parametrize("room", [0, 5, 20])
+def test_maps_do_not_depend_on_how_many_are_made_at_a_time(room):
+    network, images = make(0)
+    cut = certify.cuts(network.program)[-1]
+    rows = images[:3], np.full(3, 1e-4, np.float32)
+    some, wanted = (
+        np.asarray(jax.jit(partial(prune._maps, network.program, cut, n))(network.leaves, rows))
+        for n in (room, 1000)
+    )
+    assert wanted.shape[:2] == (len(certify.SCALES), 3)
+    np.testing.assert_allclose(some, wanted, rtol=1e-5)
 
 
 @settings(max_examples=5, deadline=None)

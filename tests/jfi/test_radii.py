@@ -57,11 +57,11 @@ def site():
     network = jfi.network(dense, params, np.zeros(6, np.float32))
     images = rng.normal(size=(11, 6)).astype(np.float32)
 
-    def make(pair_flops):
+    def make(pair_flops, memory=1 << 30):
         shelf = radii.Shelf(1 << 20)
         allowances = jit(partial(rounding.allowances, network.program))
         return radii.Radii(
-            network.program, network.leaves, 0, pair_flops, hardware(), shelf, allowances
+            network.program, network.leaves, 0, pair_flops, hardware(), shelf, allowances, memory
         )
 
     return make, images
@@ -90,6 +90,36 @@ def test_radii_of_an_image_do_not_depend_on_the_others(site):
     whole, part = make(1).codes(images), make(1).codes(images[3:5])
     assert np.array_equal(whole[:, 3:5], part)
     assert (whole > 0).any()
+
+
+@pytest.mark.parametrize("memory", [1, 3000, 100_000])
+def test_radii_do_not_depend_on_memory(site, memory):
+    make, images = site
+    assert np.array_equal(make(1, memory).codes(images), make(1).codes(images))
+
+
+def test_images_and_scales_are_shared_out():
+    scales = len(certify.SCALES)
+    assert radii.shared_out(10**9, 8, 1) == (8, scales)
+    assert radii.shared_out(10**9, 8, 3) == (9, scales)
+    assert radii.shared_out(4 * scales, 8, 1) == (4, scales)
+    assert radii.shared_out(5, 8, 1) == (1, 5)
+    assert radii.shared_out(0, 8, 2) == (2, 1)
+
+
+def test_making_radii_takes_less_where_memory_is_short(site):
+    """As the compiler plans it: a network whose values are larger than its words."""
+    params = {"first": np.ones((8, 4096), np.float32), "second": np.ones((4096, 9), np.float32)}
+    network = jfi.network(dense, params, np.zeros(8, np.float32))
+    rows = np.ones((8, 8), np.float32), np.ones(8, np.float32)
+    product = certify.product(network.program, 0)
+
+    def taken(scales):
+        made = partial(radii._radii, network.program, product, 0, scales)
+        found = jax.jit(made).lower(network.leaves, rows).compile().memory_analysis()
+        return found.temp_size_in_bytes
+
+    assert taken(1) < taken(len(certify.SCALES)) / 4
 
 
 def conv(x, w, stride=1, padding="SAME", **options):
