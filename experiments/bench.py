@@ -34,8 +34,9 @@ glibc maps large arrays afresh each time they are needed, which halves PyTorch. 
 starts itself again with MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 (--allocator=tuned); --allocator=compare prints what that is worth to each row.
 
---zoo prints a row a network of many kinds, with random weights: naive ways, this engine's, their
-ratios, and how long a first verdict and a campaign of 1,000 faults take (`experiments.zoo_table`).
+--zoo prints a row a network of many kinds, with random weights: how long a first verdict and
+campaigns of 1,000 and 10,000 faults take by naive ways and by this engine's, and their ratios
+(`experiments.zoo_table`).
 
 --profile prints where the time of a campaign goes, --growth how time and host memory grow with
 faults and images. Each run leaves its figures in --out as one JSON a network, device and commit.
@@ -63,11 +64,11 @@ import nets
 from experiments import cli, costs, data, machine, target, turns, zoo, zoo_table
 from experiments.turns import Paced, Row, Turn, block, fastest, ratio, take_turns
 from jfi import bits
-from jfi.compiling import jit
-from jfi.engine import MEASURES, Engine
+from jfi.engine.engine import MEASURES, Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
-from jfi.sites import Network
+from jfi.hardware.compiling import jit
+from jfi.networks.sites import Network
 
 MEBIBYTE = 1 << 20
 
@@ -405,6 +406,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "way", None, [*zoo_table.WAYS, zoo_table.TORCH], "Of --zoo: this way of one network alone."
     )
+    flags.DEFINE_float("long", 30.0, "Of --zoo: seconds after which a campaign is estimated.", 0)
     flags.DEFINE_float("patience", 600.0, "Of --zoo: seconds for one way of one network.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object, in the last line, and no table.")
     flags.DEFINE_string("out", "runs/bench", "Folder for the figures as JSON; empty for none.")
@@ -475,7 +477,7 @@ def _zoo(args) -> list[dict]:
     zoo.check(args.networks)
     if args.way is None:
         return zoo_table.table(args.networks, args.rounds, args.patience, _tell)
-    return [zoo_table.measure(args.networks[0], args.way, args.seconds, args.seed)]
+    return [zoo_table.measure(args.networks[0], args.way, args.long, args.seed)]
 
 
 def _parts(network: Network) -> dict[str, tuple[Site, ...]]:

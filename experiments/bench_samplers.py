@@ -8,10 +8,10 @@ and how often the interval holds the true share, with the lower end of that cove
 Clopper-Pearson interval. Writes samplers.json, samplers.md and samplers.png to --out.
 
 Methods: the fixed samples of DATE'23 with the papers' normal interval and with Clopper and
-Pearson's, iterative SFI, and the adaptive sampler of `jfi.adaptive` with strata by (layer, bit) and
-by |dw|. Where --weights and --dataset are given, those that the truth is of, also with strata by
-|dw| times the sensitivity of the word (`jfi.scores`), with and without the faults that certified
-radii prove harmless, which need no injection:
+Pearson's, iterative SFI, and the adaptive sampler of `jfi.sampling.adaptive` with strata by (layer,
+bit) and by |dw|. Where --weights and --dataset are given, those that the truth is of, also with
+strata by |dw| times the sensitivity of the word (`jfi.networks.scores`), with and without the
+faults that certified radii prove harmless, which need no injection:
 
     python -m experiments.bench_samplers --truth=lenet_mnist.npz --levels=network --repeats=1000 \\
         --methods=adaptive --weights=weights/lenet_mnist.safetensors --dataset=mnist.npz
@@ -38,13 +38,16 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import adaptive, bits, estimates, methods, records, scores, sfi, strata
-from jfi.engine import Engine
+from jfi import bits
+from jfi.campaign import records
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
-from jfi.methods import Result
-from jfi.sampling import SAMPLERS, Request, Stratum
-from jfi.strata import Split
+from jfi.networks import scores
+from jfi.sampling import adaptive, estimates, methods, sfi, strata
+from jfi.sampling.methods import Result
+from jfi.sampling.sampling import SAMPLERS, Request, Stratum
+from jfi.sampling.strata import Split
 
 SMOKE = {"repeats": 5, "margins": ["0.05"], "confidences": ["0.95"]}
 ROWS, HINTS = "samplers.json", "hints.npz"
@@ -55,7 +58,7 @@ class Hints(NamedTuple):
     """What a network tells of its faults without running one: a float32 [2, words], and a bool
     [words, width], of each site.
 
-    sensitivity: of `jfi.scores`. certified: flips proven harmless (`Engine.certified`).
+    sensitivity: of `jfi.networks.scores`. certified: flips proven harmless (`Engine.certified`).
     """
 
     sensitivity: list[np.ndarray]

@@ -20,13 +20,16 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import campaign, engine, golden, records, report, rounds, sites
-from jfi.engine import Engine
+from jfi.campaign import campaign, records, rounds
+from jfi.campaign.rounds import METHODS
+from jfi.engine import engine, golden
+from jfi.engine.engine import Engine
+from jfi.engine.screen import REDUCED
 from jfi.errors import InputError, VerificationError
-from jfi.estimates import Estimate
 from jfi.faults import read_fault_list
-from jfi.rounds import METHODS
-from jfi.screen import REDUCED
+from jfi.networks import sites
+from jfi.report import tables as report
+from jfi.sampling.estimates import Estimate
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
@@ -114,9 +117,9 @@ def main() -> int | None:
         images, labels = images[chosen.indices], labels[chosen.indices]
     runner = Engine(
         network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE,
-        screen=args.screen, workload=chosen,
+        screen=args.screen, order=target.given(chosen),
     )  # fmt: skip
-    manifest = campaign.manifest(plan, runner, config(), {})
+    manifest = campaign.manifest(plan, runner, config(), {}, chosen)
     truth = truth_of(args.truth, manifest) if args.truth else None
     sampler = campaign.LISTED if args.faults else args.sampler
     workdir = Path(args.workdir or Path("runs", f"{net.name}_{dataset.name}_{sampler}"))
@@ -132,7 +135,10 @@ def main() -> int | None:
         print(f"workload: {len(images):,} of {chosen.of:,} images, {chosen.reason}")
     earlier = _earlier(workdir)
     with LiveProgress() as progress:
-        options = {"measure": args.measure, "verify_pairs": args.verify, "progress": progress}
+        options = {
+            "measure": args.measure, "verify_pairs": args.verify, "workload": chosen,
+            "progress": progress,
+        }  # fmt: skip
         if sampler in METHODS:
             summary = despite_wrong(
                 rounds.run, sampler, plan.space, runner, workdir, config(), request=plan.request,

@@ -8,8 +8,8 @@ import jax
 from absl import app, flags, logging
 
 from experiments.machine import cores
-from jfi import tuning
 from jfi.errors import InputError, VerificationError
+from jfi.hardware import tuning
 from nets import NetError
 
 HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}

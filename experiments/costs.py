@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from experiments import machine
-from jfi import bits, records
-from jfi.chunks import chunks, filled_up
-from jfi.engine import Engine, take
+from jfi import bits
+from jfi.campaign import records
+from jfi.engine.engine import Engine, take
+from jfi.engine.golden import golden_run
+from jfi.engine.prune import Pruner
+from jfi.engine.radii import GROUP
 from jfi.faults import Faults
-from jfi.golden import golden_run
-from jfi.prune import Pruner
-from jfi.radii import GROUP
+from jfi.hardware.chunks import chunks, filled_up
 
 REPEATS = 3
 LONG = 3.0  # seconds after which a piece of work is not repeated

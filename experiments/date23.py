@@ -60,13 +60,15 @@ from experiments import cli, data, figures, sizes, target, train
 from experiments import truth as truths
 from experiments.sizes import METHODS, PAPERS, PRINTED
 from experiments.truth import Truth
-from jfi import campaign, estimates, records, report, sampling
-from jfi.engine import Engine
+from jfi.campaign import campaign, records
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
-from jfi.estimates import Estimate
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace
-from jfi.sampling import Request, Sample, Stratum
-from jfi.sites import select
+from jfi.networks.sites import select
+from jfi.report import tables as report
+from jfi.sampling import estimates, sampling
+from jfi.sampling.estimates import Estimate
+from jfi.sampling.sampling import Request, Sample, Stratum
 
 HEADER = tuple(field.replace("_", "-") for field in sizes.Row._fields)
 SAMPLES = 10  # of the first layer, S0 to S9 of Figure 6

@@ -47,14 +47,16 @@ import nets
 from experiments import campaign as campaign_script
 from experiments import cli, data, date23, figures, target
 from experiments.date23 import markdown
-from jfi import campaign, detection, expected, records, select, workload
-from jfi.campaign import Plan
-from jfi.detection import Curves, Verdicts
-from jfi.embedding import embedding
-from jfi.engine import Engine, take
+from jfi import select
+from jfi.campaign import campaign, detection, records
+from jfi.campaign.campaign import Plan
+from jfi.campaign.detection import Curves, Verdicts
+from jfi.engine.engine import Engine, take
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS
-from jfi.workload import METRICS, Pass, Selection
+from jfi.workload import expected, workload
+from jfi.workload.embedding import embedding
+from jfi.workload.workload import METRICS, Pass, Selection
 
 CONFIG = "net weights dataset images error_margin confidence t fault_model".split()
 OURS = 0.8  # of central mode's images: what our selection takes. Chosen on three LeNets.
@@ -262,7 +264,7 @@ def _seconds(subject: Subject, selection: Selection) -> float:
     whole, plan = subject.engine, subject.campaigns[0].plan
     engine = Engine(
         whole.network, whole.images[selection.indices], whole.labels[selection.indices],
-        plan.space.sites, hardware=whole.hardware, workload=selection,
+        plan.space.sites, hardware=whole.hardware, order=np.arange(selection.indices.size),
     )  # fmt: skip
     ids = campaign.drawn(plan)(0, plan.injections)
     least, pairs = TIMED

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jfi.detection import Curves
-from jfi.estimates import Estimate
+from jfi.campaign.detection import Curves
+from jfi.sampling.estimates import Estimate
 
 COLOURS = ("#7fa8d1", "#1f5a96", "#8cbf88", "#2e7d32")
 TRUTH, INJECTIONS = "#14304f", "#c8501e"

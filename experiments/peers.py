@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from jfi import bits
-from jfi.engine import Engine
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import Faults
-from jfi.sites import Network
+from jfi.networks.sites import Network
 from nets import lenet, mobilenet, resnet, spiking
 from nets.net import Net
 

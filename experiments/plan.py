@@ -17,12 +17,13 @@ from absl import flags
 
 import nets
 from experiments import cli, data, target
-from jfi import campaign, golden, split
-from jfi.campaign import Plan
+from jfi.campaign import campaign
+from jfi.campaign.campaign import Plan
+from jfi.campaign.rounds import METHODS
+from jfi.engine import golden, split
 from jfi.errors import InputError
-from jfi.program import flops
-from jfi.rounds import METHODS
-from jfi.sites import Network, told
+from jfi.networks.program import flops
+from jfi.networks.sites import Network, told
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
 IMAGES = 1000  # of a workload that is not said

@@ -18,9 +18,9 @@ import numpy as np
 from absl import flags
 
 from experiments import bench_samplers, cli
-from jfi import estimates
 from jfi.errors import InputError
-from jfi.methods import LEVELS
+from jfi.sampling import estimates
+from jfi.sampling.methods import LEVELS
 
 COMPARED = (
     "network_wise, normal",

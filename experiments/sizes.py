@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-from jfi import sampling
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
-from jfi.sampling import Request, Stratum, sample_size
+from jfi.sampling import sampling
+from jfi.sampling.sampling import Request, Stratum, sample_size
 
 PRINTED = Request(error_margin=0.01, confidence=0.99, t=2.58)  # the paper's e and t
 METHODS = ("network_wise", "layer_wise", "data_unaware", "data_aware")

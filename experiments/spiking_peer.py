@@ -22,7 +22,7 @@ from experiments import peers
 from jfi import bits
 from jfi.errors import InputError
 from jfi.faults import Faults, Site
-from jfi.sites import Network
+from jfi.networks.sites import Network
 from nets import spiking
 from nets.net import Net
 

@@ -34,10 +34,10 @@ import jfi
 import nets
 from experiments import campaign as campaign_script
 from experiments import cli, data, figures, target
-from jfi import records
-from jfi.engine import Engine
+from jfi.campaign import records
+from jfi.engine.engine import Engine
 from jfi.faults import FAULT_MODELS
-from jfi.sampling import SAMPLERS, check
+from jfi.sampling.sampling import SAMPLERS, check
 
 CONFIG = "net weights dataset images sampler fault_model sites error_margin confidence t seed"
 CONFIG = CONFIG.split()

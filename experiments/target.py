@@ -11,17 +11,17 @@ from absl import flags
 import jfi
 import nets
 from experiments import data
-from jfi import workload as workloads
-from jfi.campaign import Plan
-from jfi.embedding import embedding
+from jfi.campaign.campaign import Plan
+from jfi.campaign.rounds import METHODS
+from jfi.engine.golden import golden_run
 from jfi.errors import InputError
-from jfi.expected import chances
 from jfi.faults import FAULT_MODELS, FaultSpace
-from jfi.golden import golden_run
-from jfi.methods import LEVELS, units
-from jfi.rounds import METHODS
-from jfi.sampling import SAMPLERS, Request, check
-from jfi.sites import Network
+from jfi.networks.sites import Network
+from jfi.sampling.methods import LEVELS, units
+from jfi.sampling.sampling import SAMPLERS, Request, check
+from jfi.workload import workload as workloads
+from jfi.workload.embedding import embedding
+from jfi.workload.expected import chances
 
 WEIGHTS = Path("weights")
 KEPT = Path(__file__).parent / "weights"  # those that come with the project
@@ -173,6 +173,11 @@ def workload(net: nets.Net, dataset: data.Dataset, images: int | None) -> tuple[
         np.asarray(nets.normalise(net, dataset.x_test[:images])),
         dataset.y_test[:images],
     )
+
+
+def given(chosen: workloads.Selection | None) -> np.ndarray | None:
+    """The order of chosen images for an engine: as they were chosen; None where none were."""
+    return None if chosen is None else np.arange(chosen.indices.size)
 
 
 def choose(network: Network, images: np.ndarray, labels: np.ndarray) -> workloads.Selection | None:

@@ -44,7 +44,7 @@ from absl import flags
 
 import nets
 from experiments import card, checkpoint, cli, data
-from jfi import records
+from jfi.campaign import records
 from jfi.errors import InputError
 from nets import surrogate
 

@@ -35,13 +35,17 @@ from absl import flags
 import nets
 from experiments import campaign as campaign_script
 from experiments import cli, data, machine, target
-from jfi import bits, campaign, estimates, records, report, sites
-from jfi.engine import Engine
+from jfi import bits
+from jfi.campaign import campaign, records
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
-from jfi.estimates import Estimate
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
-from jfi.sampling import Request, Stratum
-from jfi.sites import Network
+from jfi.networks import sites
+from jfi.networks.sites import Network
+from jfi.report import tables as report
+from jfi.sampling import estimates
+from jfi.sampling.estimates import Estimate
+from jfi.sampling.sampling import Request, Stratum
 
 CONFIG = "net weights dataset images sites share seed".split()
 UNKNOWN = -1

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jfi.engine import take
+from jfi.engine.engine import take
 from jfi.faults import Faults, FaultSpace
 
 SWEEP_SECONDS = 1.0  # for each setting of a row

@@ -4,13 +4,13 @@ The data's way: `network` (a user's network, unedited) and its sites, `plan` (wh
 `Engine` (golden run and outcomes), `run` (a campaign on record), estimates and report.
 """
 
-from jfi.campaign import plan, plan_listed, run
-from jfi.engine import Engine
+from jfi.campaign.campaign import plan, plan_listed, run
+from jfi.engine.engine import Engine
 from jfi.errors import InputError, VerificationError
-from jfi.estimates import Estimate
 from jfi.faults import Faults, FaultSpace, Site, fault_list, read_fault_list
-from jfi.sampling import Request
-from jfi.sites import listable, network, select
+from jfi.networks.sites import listable, network, select
+from jfi.sampling.estimates import Estimate
+from jfi.sampling.sampling import Request
 
 __all__ = [
     "Engine",

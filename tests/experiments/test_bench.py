@@ -12,8 +12,8 @@ import torch
 import jfi
 import nets
 from experiments import bench, costs, machine, peers, target, turns
-from jfi import verify
-from jfi.engine import Engine
+from jfi.engine import verify
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import Faults, FaultSpace
 from nets.weights import from_torch

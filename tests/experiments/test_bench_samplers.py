@@ -10,9 +10,11 @@ from scipy import stats
 import nets
 from experiments import bench_samplers as bench
 from experiments import data
-from jfi import bits, methods, records, sfi
+from jfi import bits
 from jfi.bits import FLIP
-from jfi.sampling import Request
+from jfi.campaign import records
+from jfi.sampling import methods, sfi
+from jfi.sampling.sampling import Request
 
 WORDS = (7, 12)
 

@@ -15,8 +15,9 @@ import pytest
 import jfi
 import nets
 from experiments import campaign, target
-from jfi import campaign as jfi_campaign
-from jfi import engine, golden, records
+from jfi.campaign import campaign as jfi_campaign
+from jfi.campaign import records
+from jfi.engine import engine, golden
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--sites=fc3/kernel", "--images=20", "--verify=50")
@@ -94,7 +95,7 @@ def test_estimate_is_the_share_of_faults_that_change_an_answer(exhaustive, lenet
 DIES = """
 import os, signal
 from experiments import campaign, cli
-from jfi import campaign as jfi_campaign
+from jfi.campaign import campaign as jfi_campaign
 
 replace, files = os.replace, []
 

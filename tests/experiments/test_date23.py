@@ -11,10 +11,12 @@ import jfi
 import nets
 from experiments import date23, sizes, target, train, truth
 from experiments.truth import Truth
-from jfi import bits, campaign, estimates, sampling
-from jfi.engine import Engine
+from jfi import bits
+from jfi.campaign import campaign
+from jfi.engine.engine import Engine
 from jfi.faults import Site
-from jfi.sampling import Request
+from jfi.sampling import estimates, sampling
+from jfi.sampling.sampling import Request
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 RESNET20 = SHARED / "weights" / "resnet_cifar10" / "resnet20-12fca82f.th"
@@ -138,7 +140,7 @@ def engine() -> Engine:
     network = jfi.network(
         lambda p, x: (x @ p["hidden"]).clip(0) @ p["out"] + p["bias"], params, images[0]
     )
-    return Engine(network, images, np.zeros(6, int), jfi.sites.select(network))
+    return Engine(network, images, np.zeros(6, int), jfi.select(network))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 import jfi
 from experiments import dear_cnn
 from experiments.dear_cnn import Subject
-from jfi import records, workload
+from jfi.campaign import records
+from jfi.workload import workload
 
 IMAGES = 30
 

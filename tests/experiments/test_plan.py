@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import plan
-from jfi import golden
+from jfi.engine import golden
 
 # Ruospo et al., DATE 2023, Table I: faults, network-wise, layer-wise and data-unaware samples of
 # layers 0 to 19. Layer 11 is printed with 9,226 words, ten too many: it has the shape of layer 10.

@@ -8,7 +8,7 @@ import torch
 import nets
 from experiments import peers, target
 from jfi import bits
-from jfi.engine import Engine
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 

@@ -8,8 +8,8 @@ import pytest
 import jfi
 import nets
 from experiments import spikingjet, target
-from jfi import records
-from jfi.sampling import Request
+from jfi.campaign import records
+from jfi.sampling.sampling import Request
 
 FRAMES = (8, 5, 5, 2)  # time steps, rows, columns, polarities
 

@@ -11,10 +11,12 @@ import jfi
 import nets
 from experiments import data, target, truth
 from experiments.truth import Truth
-from jfi import bits, campaign, outcomes, records, sites
-from jfi.engine import Engine
+from jfi import bits, outcomes
+from jfi.campaign import campaign, records
+from jfi.engine.engine import Engine
 from jfi.errors import InputError, VerificationError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
+from jfi.networks import sites
 
 EXPERIMENTS = Path(truth.__file__).parent
 SHARED = EXPERIMENTS.parents[1] / "shared"

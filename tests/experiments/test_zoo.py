@@ -71,14 +71,15 @@ def test_an_unknown_network_is_named(script):
 
 
 def test_a_row_of_runs_that_came_through_and_one_that_failed():
-    done = {"first_s": 1.0, "campaign_s": 2.0, "rate": 10.0, "peak_mib": 5, "golden": 3.0}
-    found = {way: [done, done | {"rate": 30.0}] for way in zoo_table.WAYS}
-    found["loop"] = [done | {"rate": 40.0}]
+    done = {"first_s": 1.0, "short_s": 2.0, "long_s": 8.0, "rate": 10.0, "golden": 3.0}
+    found = {way: [done, done | {"long_s": 4.0}] for way in (*zoo_table.WAYS, zoo_table.TORCH)}
+    found["loop"] = [done | {"long_s": 3.0}]
     found["full"] = [{"failed": "out of memory"}]
     row = zoo_table._row("mlp", found)
     assert row["naive"] == "loop"
     assert row["critical_ratio"] == 0.5
-    assert row["full"] is None
+    assert row["full_long_s"] is None
+    assert row["golden_torch"] == 3.0
     assert row["failed"] == "full: out of memory"
 
 
@@ -88,7 +89,7 @@ def test_the_table(script):
         bench,
         "--zoo",
         "--networks=mlp",
-        "--seconds=0.1",
+        "--long=0.1",
         "--rounds=1",
         "--json",
         "--out=",
@@ -96,7 +97,7 @@ def test_the_table(script):
     )
     (row,) = json.loads(ended.out.splitlines()[-1])["rows"]
     assert "failed" not in row
-    assert min(row[way] for way in zoo_table.WAYS) > 0
+    assert min(row[f"{way}_long_s"] for way in zoo_table.WAYS) > 0
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jfi import routes, tuning
+from jfi.engine import routes
+from jfi.hardware import tuning
 
 
 @pytest.fixture(autouse=True)
@@ -10,5 +11,6 @@ def own_ways(monkeypatch):
     """Networks of tests are so small that a loop would be taken always: the other ways are tested,
     and the loop where it is asked for (`Engine(..., loop=True)`)."""
     monkeypatch.setattr(routes, "EQUATION", 0)
+    monkeypatch.setattr(routes, "HOST", 0)
     monkeypatch.setattr(routes, "CLOSE", float("inf"))
     monkeypatch.setattr(tuning, "folder", lambda: None)  # nothing is kept from test to test

@@ -5,9 +5,9 @@
 Of random words of random leaves every bit is flipped, and some are stuck. What is right is said by
 writing the faulty word into the leaf and running the whole network on all images. Left out are
 pairs whose answer float rounding can move: naive runs whose every operand is moved by an epsilon
-(`jfi.rounding.shaken`) tell which; few of these may differ. Nor is anything sure of which the naive
-network says one thing compiled and another operation by operation. Networks run on one and two
-devices in turn. Ends with status 1 at a wrong verdict or an error.
+(`jfi.engine.rounding.shaken`) tell which; few of these may differ. Nor is anything sure of which
+the naive network says one thing compiled and another operation by operation. Networks run on one
+and two devices in turn. Ends with status 1 at a wrong verdict or an error.
 """
 
 import argparse
@@ -28,10 +28,11 @@ import numpy as np
 from random_networks import IMAGES, Net, draw
 
 import jfi
-from jfi import bits, rounding, verify
-from jfi.compiling import jit
+from jfi import bits
+from jfi.engine import rounding, verify
 from jfi.faults import Faults
-from jfi.hardware import hardware
+from jfi.hardware.compiling import jit
+from jfi.hardware.devices import hardware
 
 MEASURES = ("full", "critical", "detect", "radii", "loop")
 WORDS, MOST_SITES, SHAKES, VERIFIED, BOUNDARY = 8, 3, 3, 40, 24

@@ -1,7 +1,8 @@
 """Random networks: a list of random steps on one value [B, ...], on leaves of random dtypes.
 
-The steps cover every primitive with a rule (`jfi.patch`, `jfi.certify`) and some without, in many
-shapes, layouts, strides, groups, dilations and paddings; some leaves are used several times.
+The steps cover every primitive with a rule (`jfi.engine.patch`, `jfi.engine.certify`) and some
+without, in many shapes, layouts, strides, groups, dilations and paddings; some leaves are used
+several times.
 """
 
 from collections.abc import Callable

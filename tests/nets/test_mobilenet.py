@@ -8,7 +8,7 @@ from jax import lax
 
 import jfi
 import nets
-from jfi import verify
+from jfi.engine import verify
 from nets.layers import depthwise_by_taps
 from nets.mobilenet import MobileNetV2, Stage
 

@@ -1,0 +1,156 @@
+"""A campaign of a method that chooses its faults in rounds (`jfi.sampling.methods`), run and
+recorded.
+
+The method asks which faults are critical, the engine answers, and every answer is a shard on
+record. What a method asks depends on its seed and on earlier answers alone: a campaign that was
+killed asks the same again, and finds the answers on record.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jfi import bits
+from jfi.campaign import campaign, records
+from jfi.campaign.campaign import Plan, Progress, Tally
+from jfi.engine.engine import Engine, check_measure
+from jfi.faults import FaultSpace
+from jfi.hardware.chunks import chunks
+from jfi.networks import scores
+from jfi.sampling import adaptive, methods, sfi, strata
+from jfi.sampling.estimates import Estimate
+from jfi.sampling.methods import Interval, Method
+from jfi.sampling.sampling import Request, check
+from jfi.workload.workload import Selection
+
+NEAREST = 512  # images that scores are taken on
+
+
+def _by_score(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
+    # The largest of a move over a margin: it is found where margins are small.
+    near = np.argsort(engine.golden.margin, kind="stable")[:NEAREST]
+    sensitivity = scores.sensitivity(engine.network, engine.images[near], space.sites)
+    return strata.by_score(leaves, sensitivity)
+
+
+def _certified(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
+    # What changes a word is a flip of its bit, or dead or saturated, a fault of all of it.
+    whole = space.polarities[0] in bits.WHOLE_WORD
+    polarity = space.polarities[0] if whole else bits.FLIP
+    harmless = partial(engine.certified, polarity=polarity)
+    return strata.without(_by_score(engine, space, leaves), harmless)
+
+
+# By name, what makes the method for the engine of a campaign.
+METHODS: dict[str, Callable[[Engine], Method]] = {
+    "adaptive": lambda engine: adaptive.adaptive(strata.by_cell),
+    "adaptive_distance": lambda engine: adaptive.adaptive(strata.by_distance),
+    "adaptive_score": lambda engine: adaptive.adaptive(partial(_by_score, engine)),
+    "adaptive_certified": lambda engine: adaptive.adaptive(partial(_certified, engine)),
+    "iterative": lambda engine: sfi.iterative("clopper_pearson"),
+}
+
+
+def run(
+    name: str,
+    space: FaultSpace,
+    engine: Engine,
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    *,
+    request: Request | None = None,
+    levels: tuple[str, ...] = ("network",),
+    seed: int = 0,
+    measure: str = "critical",
+    verify_pairs: int = 0,
+    workload: Selection | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Inject in rounds until every unit of `levels` has its margin; returns the summary.
+
+    Args:
+      name: a name of `METHODS`.
+      space: faults of `engine.sites`.
+      request: the margin wanted of every unit, and the confidence.
+      levels: of `jfi.sampling.methods.LEVELS`.
+      config, measure, verify_pairs, workload, progress: as of `jfi.campaign.campaign.run`.
+
+    Returns:
+      What `jfi.campaign.campaign.run` does, with estimates of the units asked for, whose intervals
+      are the method's, and `rounds`: faults injected in each.
+
+    Raises:
+      InputError: an unknown method, level or measure, or a request out of range; a work directory
+        that can't be used, or holds another campaign.
+      VerificationError: a naive run contradicts a verdict; everything is on record by then.
+      OSError: a write failed; what was recorded before stays.
+    """
+    campaign.check_name("sampler", name, METHODS)
+    check_measure(measure, engine.screen)
+    methods.units(space, levels)
+    plan = Plan(space, check(request or Request()), (), space.cells, seed)
+    own = campaign.identity(plan, engine, measure, name, levels=list(levels))
+    path = records.open_workdir(workdir, campaign.manifest(plan, engine, config, own, workload))
+    answers = _Answers(path, plan, engine, measure, records.hash_json(own), progress)
+    leaves = engine.network.leaves_of(space.sites)
+    started = time.perf_counter()
+    found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
+    seconds = time.perf_counter() - started
+    records.check_count(path, len(answers.ids))
+    ids, ends = np.concatenate(answers.ids), np.cumsum([part.size for part in answers.ids])
+    checked = campaign.verified(
+        plan, engine, path, lambda lo, hi: ids[lo:hi], ends, verify_pairs, measure, answers.identity
+    )
+    units = [_estimate(unit) for unit in found.units]
+    summary = campaign.summary(answers.tally, units, checked, answers.ran, seconds)
+    summary["rounds"] = found.rounds
+    return campaign.concluded(path, summary, engine)
+
+
+class _Answers:
+    """The oracle of a method: from the records where they hold the faults, else by the engine."""
+
+    def __init__(
+        self, path: Path, plan: Plan, engine: Engine, measure: str, identity: str, progress
+    ):
+        self.identity = identity
+        self.path, self.plan, self.engine = path, plan, engine
+        self.measure, self.progress = measure, progress
+        self.tally = Tally(plan, engine, measure)
+        self.ids: list[np.ndarray] = []
+        self.sites = Counter[int]()
+        self.ran = 0
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """bool [n]: whether each fault is critical for any image."""
+        size = campaign.shard_size(len(self.engine.images), self.measure)
+        parts = [self._answer(ids[part]) for part in chunks(ids.size, size)]
+        return np.concatenate([np.empty(0, bool), *parts])
+
+    def _answer(self, ids: np.ndarray) -> np.ndarray:
+        number = len(self.ids)
+        self.sites.update(self.plan.space.decode(ids).site.tolist())
+        self.engine.expect(self.sites)  # of what comes nothing is known
+        if not records.has_shard(self.path, number):
+            space, engine = self.plan.space, self.engine
+            campaign.run_shard(self.path, number, ids, space, engine, self.measure, self.identity)
+            self.ran += ids.size
+        shard = records.recorded(self.path, number, ids, self.tally.columns, self.identity)
+        self.tally.add(shard)
+        self.ids.append(ids)
+        done = sum(part.size for part in self.ids)
+        self.progress(Progress(done, None, done - self.ran, None))
+        return shard["first_critical"] >= 0
+
+
+def _estimate(unit: Interval) -> Estimate:
+    """The interval of a method, in both places of an estimate's intervals."""
+    label = unit.unit, unit.level, unit.site, unit.bit
+    counts = unit.population, unit.injections, unit.critical
+    ends = unit.low, unit.high
+    return Estimate(*label, *counts, unit.estimate, unit.margin, *ends, *ends, 0.0)

@@ -1,0 +1,95 @@
+"""Which way faults are run: what each would cost, estimated before any of it is compiled.
+
+Costs are in operations. They depend on the network and on how many faults and images there are,
+not on the clock: a campaign that goes on takes the ways it took before. Where a loop and the
+programs of a site come close and there is much to do they are timed, once (`tuning.kept`).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from jfi.engine import certify
+from jfi.engine.split import Split
+from jfi.networks.program import Program, dependents, flops, nbytes, section
+
+MOVE = 100  # operations in the time that a byte of the largest value takes on its way
+EQUATION = 3 << 30  # in the time that compiling one equation takes, for faults in one site
+CALL = 1 << 23  # in the time that one call takes
+HOST = 1 << 17  # in the time that a pair takes on the host which may leave before the logits
+BOUNDS = 12  # programs as long as the network's to compile, before anything is certified
+CERTIFIED = 0.5  # share of pairs that a bound is hoped to certify
+CLOSE = 0.35  # a suffix that takes less than this share of the network's work is the faster way
+
+
+def work(operations: int, live: int) -> int:
+    """Operations of a run whose largest value has `live` bytes, moving it included."""
+    return operations + MOVE * live
+
+
+class Ways:
+    """What the ways to run faults cost on one network and so many images."""
+
+    def __init__(self, program: Program, images: int):
+        self._program, self._images = program, images
+
+    @cached_property
+    def whole(self) -> int:
+        """Work of the network on one image."""
+        image = dependents(self._program, self._program.x)  # the rest is made once for all images
+        own = [eqn for eqn in self._program.eqns if image.intersection(eqn.outvars)]
+        return work(flops(own), max(nbytes(var.aval) for var in image))
+
+    @property
+    def compiling(self) -> int:
+        """What the programs of one site cost."""
+        return EQUATION * len(self._program.eqns)
+
+    def looping(self, faults: int) -> int:
+        """What a loop over so many faults costs."""
+        return faults * (self._images * self.whole + CALL)
+
+    def are_few(self, faults: int) -> bool:
+        """Whether a loop is through with the faults of a site before its programs were compiled."""
+        return self.looping(faults) < self.compiling
+
+    def is_close(self, parts: Split) -> bool:
+        """Whether the programs of a site may be slower than a loop, for all that is known."""
+        return work(parts.flops, parts.live) > CLOSE * self.whole
+
+    def bounded(self, faults: Mapping[int, int], parts: Callable[[int], Split]) -> frozenset[int]:
+        """The sites where bounds spare more than they cost.
+
+        Args:
+          faults: how many there are, by site.
+          parts: the split at a site's parameter.
+        """
+        many = {site: n for site, n in faults.items() if not self.are_few(n)}
+        spared = {
+            site: n * self._images * self._spared(parts(site)) - self.compiling
+            for site, n in many.items()
+        }
+        found = frozenset(site for site, operations in spared.items() if operations > 0)
+        pays = sum(spared[site] for site in found) > BOUNDS * self.compiling
+        return found if pays else frozenset()
+
+    def _spared(self, parts: Split) -> float:
+        """Operations that bounds are hoped to spare a pair of a site."""
+        plain = min(self.whole, work(parts.flops, parts.live))
+        left = HOST + plain * (1 - CERTIFIED * self._after_cut(parts.source))
+        if certify.product(self._program, parts.source) is not None:  # it may have radii
+            left *= 1 - CERTIFIED
+        return plain - left
+
+    def _after_cut(self, leaf: int) -> float:
+        """What share of the operations after a leaf comes after the first cut behind it."""
+        reached = dependents(self._program, self._program.leaves[leaf])
+        after = [eqn for eqn in self._program.eqns if reached.intersection(eqn.outvars)]
+        number = certify.first_cut(self._program, self._cuts, leaf)
+        if number == len(self._cuts):
+            return 0.0
+        rest = section(self._program, self._cuts[number])
+        return flops(rest.eqns) / max(1, flops(after))
+
+    @cached_property
+    def _cuts(self) -> list:
+        return certify.cuts(self._program)

@@ -1,0 +1,438 @@
+"""The report of a campaign: a table to print, and report.md with its figures."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jfi.networks.sites import told
+from jfi.sampling.estimates import LEVELS, Estimate
+
+REPORT = "report.md"
+COLUMNS = ("unit", "population", "injections", "estimate %", "margin %", "interval %")
+TRUTH_COLUMNS = ("truth %", "inside")
+_TITLES = {
+    "network": "The network",
+    "layer": "Per layer",
+    "bit": "Per bit",
+    "layer_bit": "Per layer and bit",
+}
+_GROUND = ("hashes", "quantile", "precision", "device", "versions")  # of the manifest
+# Samplers that size their sample for some levels only. One in rounds reports only those it met.
+_SIZED_FOR = {"network_wise": ("network",), "layer_wise": ("network", "layer")}
+_INTERVALS = {
+    "adaptive": "The interval is a confidence sequence's, by betting (Waudby-Smith and Ramdas, "
+    "2024): it holds though the campaign stopped by what it saw.",
+    "iterative": "The interval is Clopper-Pearson's, which does not reckon with a campaign that "
+    "stops by what it saw.",
+}
+_MOST_ROWS = 200  # longer tables stay in summary.json
+
+
+def planned(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The levels for whose units the sampler of a campaign plans a margin; from its flags."""
+    return _SIZED_FOR.get(_sampler(config), LEVELS)
+
+
+def rows(
+    estimates: Iterable[Estimate],
+    truth: Mapping[str, float] | None = None,
+    levels: Sequence[str] = LEVELS,
+) -> list[tuple[str, ...]]:
+    """One row a unit, as text in the order of ``COLUMNS`` (and ``TRUTH_COLUMNS`` with truth).
+
+    The interval is Clopper-Pearson's, or the sampler's own. ``truth`` maps units to their
+    exhaustive value in [0, 1]. Units of other than the ``levels`` that are `planned` for get no
+    margin: their sample is as large as chance made it.
+    """
+    return [
+        (
+            e.unit,
+            f"{e.population:,}",
+            f"{e.injections:,}",
+            percent(e.estimate),
+            percent(e.margin) if e.level in levels else "-",
+            f"{percent(e.cp_low)} .. {percent(e.cp_high)}",
+            *(() if truth is None else _against(e, truth)),
+        )
+        for e in estimates
+    ]
+
+
+def table(
+    estimates: Iterable[Estimate],
+    truth: Mapping[str, float] | None = None,
+    levels: Sequence[str] = LEVELS,
+) -> str:
+    """The rows as aligned plain text, header first; fit for any terminal or log."""
+    lines = [COLUMNS + (() if truth is None else TRUTH_COLUMNS), *rows(estimates, truth, levels)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in lines
+    )
+
+
+def inside(e: Estimate, value: float) -> bool:
+    """Whether an exhaustive value lies in the Clopper-Pearson interval, both ends included."""
+    return e.cp_low - 1e-12 <= value <= e.cp_high + 1e-12
+
+
+def percent(share: float) -> str:
+    """A share as percent without the sign: three decimals, more digits where they all are 0."""
+    if math.isnan(share):
+        return "-"
+    return f"{100 * share:.1e}" if 0 < share < 5e-6 else f"{100 * share:.3f}"
+
+
+def sentence(e: Estimate, manifest: Mapping[str, Any], images: int | None = None) -> str:
+    """What the estimate of a unit says, in words; ``images`` is how many judged each fault."""
+    config = manifest.get("config", {})
+    where = "" if e.level == "network" else f"{e.unit} of "
+    if e.injections == e.population:
+        share, injected = f"Exactly {percent(e.estimate)}%", "Every one of them was"
+    else:
+        share = (
+            f"With {_confidence(config)} confidence between {percent(e.cp_low)}% and "
+            f"{percent(e.cp_high)}%"
+        )
+        injected = f"{e.injections:,} of them were"
+    judged = f"of {images:,} predictions" if images and images > 1 else "prediction"
+    return (
+        f"{share} of the {e.population:,} {_model(config)} faults in "
+        f"{where}the chosen sites of {config.get('net', 'the network')} are critical: they change "
+        f"at least one {judged}. {injected} injected."
+    )
+
+
+def layers_sentence(estimates: Sequence[Estimate], config: Mapping[str, Any]) -> str:
+    """What the estimates of sampled layers say, the most critical first."""
+    known = [e for e in _of(estimates, "layer") if e.injections]
+    layers = sorted(known, key=lambda e: e.estimate, reverse=True)
+    named = ", ".join(f"{e.unit} {percent(e.cp_low)}% to {percent(e.cp_high)}%" for e in layers[:5])
+    more = f", and {len(layers) - 5} more with lower estimates" if len(layers) > 5 else ""
+    return f"By layer, each with {_confidence(config)} confidence: {named}{more}."
+
+
+def warnings(
+    estimates: Sequence[Estimate], error_margin: float | None, levels: Sequence[str] = LEVELS
+) -> list[str]:
+    """Where the sample says less than was asked for, one line for each level and reason.
+
+    ``levels`` are those `planned` for.
+    """
+    found = []
+    for level in LEVELS:
+        units = [e for e in estimates if e.level == level]
+        if units and level not in levels:
+            found.append(
+                f"{_TITLES[level]}: the sampler plans no margin for these units. Their intervals "
+                f"hold, but are as wide as chance left them. Half their width: "
+                f"{_named(units, lambda e: (e.cp_high - e.cp_low) / 2)}."
+            )
+            continue
+        wide = [e for e in units if error_margin is not None and _half_width(e) > error_margin]
+        partial = [e for e in units if e.unsampled > 0]
+        if wide:
+            found.append(
+                f"{_TITLES[level]}: too few injections for the requested margin of "
+                f"{percent(error_margin)}% in {_named(wide, _half_width)}."
+            )
+        if partial:
+            found.append(
+                f"{_TITLES[level]}: part of the population was not sampled; the estimate counts "
+                f"it as not critical, the upper bound as assumed by the sampler, in "
+                f"{_named(partial, lambda e: e.unsampled)}."
+            )
+    return found
+
+
+def write_report(
+    workdir: str | os.PathLike,
+    manifest: Mapping[str, Any],
+    estimates: Sequence[Estimate],
+    verify: Mapping[str, int] | None = None,
+    truth: Mapping[str, float] | None = None,
+    measured: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``report.md`` and its figures (PNG) into the work directory.
+
+    ``manifest`` holds ``config`` (the flags); ``verify`` the counts of the naive re-run;
+    ``truth`` maps units to exhaustive values in [0, 1]; ``measured`` holds ``images`` (their
+    number) and whatever else the run measured, such as ``verdicts_per_s``. Raises OSError when
+    a file can't be written.
+    """
+    workdir, measured = Path(workdir), dict(measured or {})
+    config = manifest.get("config", {})
+    figures, levels = _figures(workdir, estimates, truth), planned(config)
+    parts = [
+        f"# Faults in {config.get('net', 'the network')}",
+        *[sentence(e, manifest, measured.get("images")) for e in _of(estimates, "network")],
+        *([layers_sentence(estimates, config)] if _tells_layers(estimates, levels) else []),
+        *[
+            f"> **Note.** {line}"
+            for line in warnings(estimates, config.get("error_margin"), levels)
+        ],
+        *_left_out_part(manifest.get("left_out")),
+        *_workload_part(manifest.get("workload")),
+        *_truth_part(estimates, truth),
+        *[f"![{title}]({name})" for title, name in figures],
+        *_tables(estimates, truth, levels),
+        _interval_words(config),
+        *_verify_part(verify),
+        "## What was run",
+        *_facts("Measured", measured),
+        *_facts("Flag", config),
+        *_facts("Ground", {key: manifest[key] for key in _GROUND if key in manifest}),
+    ]
+    path = workdir / REPORT
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _against(e: Estimate, truth: Mapping[str, float]) -> tuple[str, str]:
+    if e.unit not in truth:
+        return "-", "-"
+    return percent(truth[e.unit]), "yes" if inside(e, truth[e.unit]) else "NO"
+
+
+def _of(estimates: Iterable[Estimate], level: str) -> list[Estimate]:
+    return [e for e in estimates if e.level == level]
+
+
+def _half_width(e: Estimate) -> float:
+    """The achieved margin, or half the interval where no or every injection was critical.
+
+    Rounded to 1% of itself: sample sizes are rounded to nearest.
+    """
+    return max(0.0 if math.isnan(e.margin) else e.margin, (e.high - e.low) / 2) / 1.01
+
+
+def _named(units: Sequence[Estimate], share) -> str:
+    """The worst few units with their share."""
+    worst = sorted(units, key=share, reverse=True)[:5]
+    names = ", ".join(f"{e.unit} ({percent(share(e))}%)" for e in worst)
+    return names if len(units) <= 5 else f"{names} and {len(units) - 5} more"
+
+
+def _sampler(config: Mapping[str, Any]) -> str:
+    """The sampler's name; none where faults were listed."""
+    return "" if config.get("faults") else config.get("sampler") or ""
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    model = "listed" if config.get("faults") else config.get("fault_model", "chosen")
+    return str(model).replace("_", "-")
+
+
+def _confidence(config: Mapping[str, Any]) -> str:
+    return f"{100 * config.get('confidence', 0.99):g}%"
+
+
+def _left_out_part(left_out: Mapping[str, str] | None) -> list[str]:
+    return [f"> **Note.** Parameters that are no sites: {told(left_out)}."] if left_out else []
+
+
+def _workload_part(workload: Mapping[str, Any] | None) -> list[str]:
+    """What choosing the images saves, and what it may miss."""
+    if not workload:
+        return []
+    chosen, of = len(workload["indices"]), workload["of"]
+    judged = f"The workload is {chosen:,} of {of:,} images: {workload['reason']}."
+    if chosen == of:
+        return [f"{judged} It leaves none out."]
+    return [
+        f"{judged} That saves {1 - chosen / of:.1%} of the inferences. A fault that is critical "
+        f"only for some of the {of - chosen:,} images left out counts as not critical here: on all "
+        f"{of:,} images the share of critical faults is as large or larger."
+    ]
+
+
+def _tells_layers(estimates: Sequence[Estimate], levels: Sequence[str]) -> bool:
+    sampled = [e for e in _of(estimates, "layer") if 0 < e.injections < e.population]
+    return "layer" in levels and bool(sampled)
+
+
+def _interval_words(config: Mapping[str, Any]) -> str:
+    return _INTERVALS.get(
+        _sampler(config).partition("_")[0],
+        "The interval is Clopper-Pearson's; Wilson's is in `summary.json` beside it.",
+    )
+
+
+def _truth_part(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) -> list[str]:
+    known = [e for e in estimates if truth and e.unit in truth]
+    if not known:
+        return []
+    held = sum(inside(e, truth[e.unit]) for e in known)
+    return [f"The exhaustive truth lies inside the interval of {held} of {len(known)} units."]
+
+
+def _verify_part(verify: Mapping[str, int] | None) -> list[str]:
+    if not verify or not verify.get("pairs"):
+        return ["## Verification", "No pair was re-run."]
+    return [
+        "## Verification",
+        f"{verify['pairs']:,} random (fault, image) pairs were run again without any shortcut: "
+        f"{verify['agreements']:,} agree, {verify['near_ties']:,} are near-ties (apart by less "
+        f"than rounding), {verify['disagreements']:,} disagree. With 95% confidence, less than "
+        f"{verify['bound']:.2%} of the verdicts that are not known beforehand are wrong.",
+    ]
+
+
+def _tables(
+    estimates: Sequence[Estimate], truth: Mapping[str, float] | None, levels: Sequence[str]
+) -> list[str]:
+    header = COLUMNS + (() if truth is None else TRUTH_COLUMNS)
+    parts = []
+    for level in LEVELS:
+        units = _of(estimates, level)
+        if units:
+            parts.append(f"## {_TITLES[level]}")
+            short = len(units) <= _MOST_ROWS
+            parts.append(
+                _markdown(header, rows(units, truth, levels))
+                if short
+                else f"{len(units):,} units, in `summary.json`."
+            )
+    return parts
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:
+    lines = [(str(key), f"{_plain(value)}") for key, value in facts.items()]
+    return [_markdown((title, "Value"), lines)] if lines else []
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *escaped))
+
+
+def _figures(
+    workdir: Path, estimates: Sequence[Estimate], truth: Mapping[str, float] | None
+) -> list[tuple[str, str]]:
+    """Draw the figures; (title, file name) of each."""
+    drawn = []
+    for level, draw in (("layer", _draw_layers), ("bit", _draw_bits)):
+        units = [e for e in _of(estimates, level) if e.injections]
+        if units:
+            title, name = f"Critical faults {_TITLES[level].lower()}", f"{level}.png"
+            figure, axes = _canvas(level, len(units))
+            draw(axes, units, truth or {})
+            axes.set_title(title, loc="left")
+            figure.savefig(workdir / name, dpi=150, metadata={"Software": None})
+            drawn.append((title, name))
+    return drawn
+
+
+def _canvas(level: str, units: int):
+    # The object interface needs no display, no global backend and no clean-up.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (8, 1.6 + 0.24 * max(units, 4)) if level == "layer" else (8, 4)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _draw_layers(axes, units: Sequence[Estimate], truth: Mapping[str, float]) -> None:
+    """One line a layer, first on top, its name written out."""
+    at = range(len(units))
+    floor = _scale(axes.set_xscale, units)
+    x, (below, above) = _points(units, floor)
+    axes.errorbar(x, at, xerr=(below, above), **_STYLE)
+    _mark_truth(axes, [truth.get(e.unit) for e in units], at, floor, swap=False)
+    axes.set_yticks(at, _short_names([e.unit for e in units]))
+    axes.set_ylim(len(units) - 0.4, -0.6)
+    _finish(axes, axes.xaxis, axes.set_xlabel, axes.set_xlim, floor)
+
+
+def _draw_bits(axes, units: Sequence[Estimate], truth: Mapping[str, float]) -> None:
+    """The highest bit on the left, as a word is written."""
+    at = [e.bit for e in units]
+    floor = _scale(axes.set_yscale, units)
+    y, (below, above) = _points(units, floor)
+    axes.errorbar(at, y, yerr=(below, above), **_STYLE)
+    _mark_truth(axes, [truth.get(e.unit) for e in units], at, floor, swap=True)
+    axes.set_xlim(max(at) + 0.7, min(at) - 0.7)
+    axes.set_xticks(at, [str(bit) for bit in at], fontsize="small")
+    axes.set_xlabel("bit")
+    _finish(axes, axes.yaxis, axes.set_ylabel, axes.set_ylim, floor)
+
+
+_STYLE = {
+    "fmt": "o",
+    "color": "#1f5a96",
+    "ecolor": "#7fa8d1",
+    "markersize": 4.5,
+    "elinewidth": 2.2,
+    "label": "estimate and interval",
+}
+
+
+def _scale(set_scale, units: Sequence[Estimate]) -> float:
+    """Log scale where criticality spans orders of magnitude; the axis's lower end in percent."""
+    seen = [e.estimate for e in units if e.estimate > 0]
+    if len(units) < 2 or not seen or max(seen) < 50 * min(min(seen), *(e.cp_high for e in units)):
+        return 0.0
+    set_scale("log")
+    lowest = min(seen + [e.cp_high for e in units if e.cp_high > 0])
+    return 100 * 10.0 ** math.floor(math.log10(lowest) - 0.3)
+
+
+def _points(units: Sequence[Estimate], floor: float) -> tuple[list, tuple[list, list]]:
+    """Points in percent and the bars below and above; a log axis shows zero at its floor."""
+    at = [max(100 * e.estimate, floor) for e in units]
+    below = [x - min(x, max(100 * e.cp_low, floor)) for x, e in zip(at, units, strict=True)]
+    above = [max(100 * e.cp_high - x, 0.0) for x, e in zip(at, units, strict=True)]
+    return at, (below, above)
+
+
+def _mark_truth(axes, values: Sequence, at: Sequence, floor: float, swap: bool) -> None:
+    pairs = [(max(100 * v, floor), a) for v, a in zip(values, at, strict=True) if v is not None]
+    if pairs:
+        x, y = zip(*(pair[::-1] if swap else pair for pair in pairs), strict=True)
+        style = {"facecolors": "none", "edgecolors": "#c8501e", "linewidths": 1.4}
+        axes.scatter(x, y, marker="D", s=44, label="exhaustive truth", zorder=3, **style)
+
+
+def _finish(axes, axis, set_label, set_limit, floor: float) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    floor_text = f"points at {floor:g} are 0" if floor else ""
+    set_label(" · ".join(filter(None, ("critical faults, %", floor_text))))
+    axis.grid(True, color="#e4e4e4")
+    if floor:
+        set_limit(floor / 1.3, None)
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    else:
+        set_limit(0, None)
+    axes.figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=2)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Site names without the leading and trailing parts that all of them share."""
+    parts = [name.split("/") for name in names]
+    if len(parts) < 2:
+        return list(names)
+    shared = min(len(p) for p in parts) - 1
+    head = next((i for i in range(shared) if len({p[i] for p in parts}) > 1), shared)
+    rest = [p[head:] for p in parts]
+    shared = min(len(p) for p in rest) - 1
+    tail = next((i for i in range(shared) if len({p[-1 - i] for p in rest}) > 1), shared)
+    return ["/".join(p[: len(p) - tail]) for p in rest]

@@ -1,0 +1,201 @@
+"""What a user may bring as a network: read, or refused in one line that names it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jfi
+from jfi.campaign import records
+
+RNG = np.random.default_rng(0)
+IMAGE = np.ones(12, np.float32)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+W = {"w": normal(12, 5)}
+
+
+def linear(params, x):
+    return x @ params["w"]
+
+
+def refused(message, apply=linear, params=W, image=IMAGE):
+    with pytest.raises(jfi.InputError, match=message) as error:
+        jfi.network(apply, params, image)
+    assert "\n" not in str(error.value)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """As Equinox has them: the activation is a leaf, beside the weights."""
+
+    weight: object
+    activation: object
+
+
+def test_a_module_with_a_function_for_a_leaf_is_refused():
+    module = Module(W["w"], jax.nn.relu)
+    refused(
+        "parameter activation is custom_jvp relu; params must hold NumPy or JAX arrays .* close",
+        lambda m, x: m.activation(x @ m.weight),
+        module,
+    )
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (2.5, "parameter k is float 2.5; params must hold .* arrays of numbers"),
+        ([1, 2], "parameter k/0 is int 1;"),
+        (True, "parameter k is bool True;"),
+        ("relu", "parameter k is str 'relu';"),
+        (np.tanh, "parameter k is ufunc tanh;"),
+        (np.array([None]), r"parameter k is object\[1\];"),
+        (np.array(["a"]), r"parameter k is <U1\[1\];"),
+        (jax.ShapeDtypeStruct((3,), np.float32), r"parameter k is float32\[3\];"),
+    ],
+)
+def test_leaves_that_are_no_arrays_are_refused(leaf, message):
+    refused(message, params={**W, "k": leaf})
+
+
+def test_params_that_hold_nothing_are_refused():
+    for params in (None, {}, [None]):
+        refused("params are .* and hold no array", params=params)
+    refused("apply is None; it must be a function", apply=None)
+
+
+def test_an_array_alone_is_called_params():
+    network = jfi.network(lambda p, x: x @ p, W["w"], IMAGE)
+    assert [site.name for site in network.sites] == ["params"]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ((IMAGE, IMAGE), "tuple of 2"),
+        ([1.0, 2.0], "list of 2"),
+        ({"pixels": IMAGE}, "dict of 'pixels'"),
+        (None, "None"),
+        (3.0, "float 3.0"),
+        (np.array(["a"]), r"<U1\[1\]"),
+        (jax.random.key(0), r"key<fry>\[\]"),
+    ],
+)
+def test_an_image_that_is_not_one_array_is_refused(image, said):
+    refused(f"image is {said}; it must be one array of numbers", image=image)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (lambda y: {"logits": y}, "dict of 'logits' for one image"),
+        (lambda y: (y, y), "tuple of 2 for one image"),
+        (lambda y: (y,), "tuple of 1 for one image"),
+        (lambda y: [y], "list of 1 for one image"),
+        (lambda y: Module(y, y), "Module for one image"),
+        (lambda y: None, "None for one image"),
+        (lambda y: y.sum(), r"float32\[\] for one image"),
+        (lambda y: 3.0, "float 3.0 for one image"),
+        (lambda y: "a", "str 'a' for one image"),
+        (lambda y: y[0], r"float32\[5\] for one image"),
+        (lambda y: y.astype(int), r"int32\[1, 5\]; logits must be floats: cast"),
+        (lambda y: y + 0j, r"complex64\[1, 5\]; logits must be floats"),
+    ],
+)
+def test_an_output_that_is_not_logits_is_refused(out, said):
+    refused(f"apply returned {said}", lambda p, x: out(x @ p["w"]))
+
+
+def test_two_leaves_of_one_name_are_refused():
+    both = {"a/b": normal(12, 5), "a": {"b": normal(5)}}
+    message = r"params\['a'\]\['b'\] and params\['a/b'\] are both called a/b: rename one"
+    refused(message, lambda p, x: x @ p["a/b"] + p["a"]["b"], both)
+    both = {"a": normal(12, 5), "params": {"a": normal(5)}}
+    refused("are both called a: rename", lambda p, x: x @ p["a"] + p["params"]["a"], both)
+
+
+def test_a_parameter_with_an_at_is_refused():
+    refused("parameter w@1 has an @", lambda p, x: x @ p["w@1"], {"w@1": W["w"]})
+
+
+class Odd(nnx.Module):
+    """Beside weights, what has no words to break, and what dropout keeps but does not use."""
+
+    def __init__(self, rngs):
+        self.fc = nnx.Linear(12, 5, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+        self.key = nnx.Variable(jax.random.key(3))
+        self.mask = nnx.Variable(jnp.arange(5) > 0)
+        self.four = nnx.Variable(jnp.arange(5).astype(jnp.int4))
+        self.phase = nnx.Variable(jnp.ones(5, jnp.complex64))
+
+    def __call__(self, x):
+        noise = jax.random.normal(self.key[...], (5,)) + self.four.astype(jnp.float32)
+        return self.drop(self.fc(x)) * self.mask + noise + self.phase.real
+
+
+def odd():
+    graph, state = nnx.split(Odd(nnx.Rngs(0)))
+    return jfi.network(lambda state, x: nnx.merge(graph, state)(x), state, IMAGE)
+
+
+def test_what_is_left_out_is_told_with_its_reason():
+    network = odd()
+    assert [site.name for site in network.sites] == ["fc/kernel", "fc/bias"]
+    assert network.left_out == {
+        "drop/rngs/count": "the logits do not need it",
+        "drop/rngs/key": "the logits do not need it",
+        "four": "int4 words can't be broken",
+        "key": "key<fry> words can't be broken",
+        "mask": "bool words can't be broken",
+        "phase": "complex64 words can't be broken",
+    }
+    assert jfi.network(linear, W, IMAGE).left_out == {}
+
+
+def test_a_pattern_of_what_is_left_out_says_why():
+    with pytest.raises(jfi.InputError, match=r"only what is left out: mask \(bool words can't"):
+        jfi.select(odd(), "mask")
+    assert [site.name for site in jfi.select(odd(), "mask|fc/bias")] == ["fc/bias"]
+    refused(
+        r"no array with bits .*; left out: w \(int4 words",
+        lambda p, x: x @ p["w"].astype(jnp.float32),
+        {"w": jnp.ones((12, 5), jnp.int4)},
+    )
+
+
+def test_a_campaign_with_random_keys_records_what_it_leaves_out(tmp_path):
+    """Keys among the parameters and closed over; their words are part of its identity."""
+    network, images = odd(), RNG.normal(size=(5, 12)).astype(np.float32)
+    key = jax.random.key(7)
+    noisy = jfi.network(
+        lambda p, x: network.apply(p, x) + jax.random.normal(key, (5,)), network.params, IMAGE
+    )
+    for net in (network, noisy):
+        plan = jfi.plan(net, "network_wise", request=jfi.Request(error_margin=0.1))
+        runner = jfi.Engine(net, images, np.zeros(5, int), plan.space.sites)
+        path = tmp_path / str(net is noisy)
+        summary = jfi.run(plan, runner, path, {}, measure="critical", verify_pairs=20)
+        assert not summary["verify"]["disagreements"]
+        assert records.read_manifest(path)["left_out"] == network.left_out
+
+
+def test_an_engine_takes_sites_alone():
+    network = jfi.network(linear, W, IMAGE)
+    images = np.ones((3, 12), np.float32)
+    for sites, said in (
+        ("w", "sites hold str 'w'"),
+        (None, "None"),
+        (network.sites[0], "sites are .*"),
+    ):
+        with pytest.raises(jfi.InputError, match=f"{said}, not .*: choose with jfi.select"):
+            jfi.Engine(network, images, np.zeros(3, int), sites)
