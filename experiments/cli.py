@@ -1,13 +1,10 @@
 """How every script starts, and how it ends: one line for bad input, never a traceback."""
 
-import contextlib
 import sys
 from collections.abc import Callable
 
-import jax
 from absl import app, flags, logging
 
-from experiments.machine import cores
 from jfi.errors import InputError, VerificationError
 from jfi.hardware import tuning
 from nets import NetError
@@ -37,7 +34,6 @@ def fail(error: object, status: int = FAILED) -> int:
 def _guard(main: Callable[[], int | None]) -> int | None:
     try:
         tuning.keep_compiled()
-        _use_every_core()
         return main()
     except (InputError, NetError) as error:
         return fail(error, BAD_INPUT)
@@ -95,9 +91,3 @@ def _usage(flag: flags.Flag) -> str:
 
 def _choices(flag: flags.Flag) -> list[str]:
     return getattr(flag.parser, "enum_values", [])
-
-
-def _use_every_core() -> None:
-    """Make each core of the CPU a device of its own, unless JAX has started already."""
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores())
