@@ -439,9 +439,7 @@ def SpaceToDepth(node, x):
 @_operator("Resize", "Upsample")
 def _resize(node, x, *given):
     """The nearest neighbour, by whole factors."""
-    _, scales, sizes = (
-        (None, *given, None) if node.op == "Upsample" else (*given, *[None] * 3)[:3]
-    )
+    _, scales, sizes = (None, *given, None) if node.op == "Upsample" else (*given, *[None] * 3)[:3]
     scales = None if scales is None or not np.size(scales) else np.ravel(scales)
     target = _ints(sizes) if sizes is not None else None
     if target is None:

@@ -9,6 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jfi.adopt import recurrent
 from jfi.adopt.adopted import Adopted
 from jfi.adopt.torchax_import import torchax
 from jfi.errors import InputError
@@ -95,21 +96,27 @@ def _run(module, arrays, x):
     known = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     plain = {name: tensor for name, tensor in tensors.items() if name not in known}
     stored = {name: tensor for name, tensor in tensors.items() if name in known}
-    with _operator_by_operator(), _attributes(module, plain), env, _made_in_jax(), torch.no_grad():
+    # Without a key of its own, a draw would leave a value of this trace in torchax.
+    key = env.override_property(prng=jax.random.key(0))
+    with _plain_attention(), _attributes(module, plain), key, env, _in_jax(env), torch.no_grad():
         return env.t2j_iso(torch.func.functional_call(module, stored, (x,)))
 
 
 @contextlib.contextmanager
-def _operator_by_operator():
-    """Attention as its operators: the fused kernel of inference is opaque."""
+def _plain_attention():
+    """Attention as its operators: the fused kernel of inference is opaque, and whether a mask is
+    the causal one, which would select another, can't be asked of values that are traced."""
     import torch
 
-    fast = torch.backends.mha.get_fastpath_enabled()
+    transformer, name = torch.nn.modules.transformer, "_detect_is_causal_mask"
+    fast, detect = torch.backends.mha.get_fastpath_enabled(), getattr(transformer, name, None)
     torch.backends.mha.set_fastpath_enabled(False)
+    setattr(transformer, name, lambda mask, is_causal=None, size=None: bool(is_causal))
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        setattr(transformer, name, detect)
 
 
 @contextlib.contextmanager
@@ -127,19 +134,24 @@ def _attributes(module, values: dict[str, Any]):
             setattr(owner, name, value)
 
 
-def _made_in_jax():
-    """Tensors that `forward` makes, as `torch.zeros(...)`, are made in JAX like all others."""
+def _in_jax(env):
+    """What torchax lacks: tensors that `forward` makes, as `torch.zeros(...)`, are made in JAX
+    like all others, and recurrent layers are loops."""
     from torch.overrides import TorchFunctionMode
     from torchax.tensor import TENSOR_CONSTRUCTORS
 
-    class MadeInJax(TorchFunctionMode):
+    class InJax(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             kwargs = dict(kwargs or {})
+            name = getattr(function, "__name__", "")
+            if name in recurrent.LAYERS and isinstance(args[3], bool):  # not a packed sequence
+                found = recurrent.LAYERS[name](*env.t2j_iso(args))
+                return env.j2t_iso(found)
             if function in TENSOR_CONSTRUCTORS and str(kwargs.get("device") or "cpu") == "cpu":
                 kwargs["device"] = "jax"
             return function(*args, **kwargs)
 
-    return MadeInJax()
+    return InJax()
 
 
 def _array(tensor) -> np.ndarray:
