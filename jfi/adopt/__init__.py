@@ -13,10 +13,11 @@ from jfi.adopt.adopted import Adopted
 from jfi.errors import InputError, kind
 from jfi.sites import Network, network
 
-# What a class of each framework is called; the first that fits.
+# What a class of each framework is called; the first that fits. On its PyTorch backend a Keras
+# model is a module of PyTorch too.
 _CLASSES = {
-    "PyTorch": r"torch\.nn\.modules\.module\.Module",
     "Keras": r"keras\..*\.Layer",
+    "PyTorch": r"torch\.nn\.modules\.module\.Module",
     "Flax NNX": r"flax\.nnx\..*\.Module",
     "Flax Linen": r"flax\.linen\..*\.Module",
     "Equinox": r"equinox\..*\.Module",

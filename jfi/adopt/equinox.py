@@ -27,13 +27,18 @@ def adopt(model: Any, state: Any = None) -> Adopted:
 
         return Adopted(jax.vmap(one, (None, 0)), arrays, lambda x: _each(model, x, flags))
 
-    indices = _indices(model)
-    params = {"params": arrays, "state": {name: state.get(i) for name, i in indices.items()}}
+    kept = {name: state.get(index) for name, index in _indices(model).items()}
+    held, tree = jax.tree.flatten(state)
+    places = {id(leaf): place for place, leaf in enumerate(held)}
+    order = [places[id(leaf)] for leaf in jax.tree.leaves(kept)]
+    params = {"params": arrays, "state": kept}
 
     def with_state(params, x):
-        own = _copy(state)
-        for name, index in indices.items():
-            own = own.set(index, params["state"][name])
+        # Not by State.set, which asks for the same weak types.
+        leaves = list(held)
+        for place, leaf in zip(order, jax.tree.leaves(params["state"]), strict=True):
+            leaves[place] = leaf
+        own = jax.tree.unflatten(tree, leaves)
         return eqx.combine(params["params"], rest)(x, own, **flags)[0]
 
     def original(images):

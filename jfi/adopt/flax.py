@@ -22,7 +22,8 @@ def adopt_nnx(model: Any) -> Adopted:
     flags = inference_arguments(type(model).__call__)
 
     def apply(params, x):
-        return nnx.merge(graph, drawn, params)(x, **flags)
+        # Variables of their own: those made here may not change in a trace.
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, drawn), params)(x, **flags)
 
     def original(x):
         before, found = _state(model), model(x, **flags)

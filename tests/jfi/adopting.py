@@ -11,15 +11,13 @@ NEAR = 1e-4  # of the largest logit: summed in another order, the answer may be 
 
 
 def flips(sites, most=150):
-    """About so many flips, of all bits, spread over the words of every site."""
-    rows = []
+    """About so many flips in words of every site, half of them of the sign or the exponent."""
+    rng, rows = np.random.default_rng(0), []
     for number, site in enumerate(sites):
-        total = site.words * site.width
-        some = np.linspace(0, total - 1, max(2, most // len(sites))).astype(np.int64)
-        # Of float words, every other flip is of the sign or the exponent, which matter most.
-        high = some[::2] // site.width * site.width + site.width - 1 - some[::2] % 9
-        some = np.unique(np.r_[some[1::2], high])
-        rows.append(np.stack([np.full(len(some), number), some // site.width, some % site.width]))
+        some = max(2, most // len(sites))
+        bit = rng.integers(site.width, size=some)
+        bit[::2] = site.width - 1 - rng.integers(min(9, site.width), size=len(bit[::2]))
+        rows.append(np.stack([np.full(some, number), rng.integers(site.words, size=some), bit]))
     site, index, bit = np.concatenate(rows, axis=1)
     flip = np.full(site.size, bits.FLIP)
     return Faults(
