@@ -92,7 +92,7 @@ def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
 def _batch(example) -> np.ndarray:
     """The example as NumPy, in the types that JAX computes."""
     if hasattr(example, "detach"):  # PyTorch
-        example = example.detach().cpu().numpy()
+        example = pytorch.array(example)
     if not isinstance(example, np.ndarray | jax.Array) or example.ndim < 2 or not len(example):
         raise InputError(
             f"example is {kind(example)}; it must be a batch of images [B, ...], one array with at "

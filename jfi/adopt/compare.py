@@ -59,7 +59,16 @@ def check(network: Network, images: np.ndarray, original: Callable[[Any], Any]) 
 
 
 def _output(original, images) -> np.ndarray:
-    found = original(images)
+    try:
+        found = original(images)
+    except InputError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"the model itself does not run on the example, {kind(images)}: "
+            f"{type(error).__name__}: {said}"
+        ) from error
     if not isinstance(found, np.ndarray | jax.Array):
         raise InputError(
             f"the model's own output is {kind(found)}; jfi reads one array of logits [B, C]"

@@ -67,13 +67,15 @@ def adopt(model: Any) -> Adopted:
 class _Graph(NamedTuple):
     """A graph as data.
 
-    nodes: in order; stored: initialisers and constants by name; one_image: the batch is fixed to 1.
+    nodes: in order; stored: initialisers and constants by name; dtype: of the input; one_image: the
+    batch is fixed to 1.
     """
 
     nodes: tuple[Node, ...]
     stored: Mapping[str, np.ndarray]
     input: str
     output: str
+    dtype: np.dtype
     one_image: bool
 
 
@@ -101,9 +103,10 @@ def _read(model) -> _Graph:
                 f"the ONNX model has {len(values)} {way}s ({names}); jfi adopts models of one "
                 "input and one output, logits [B, C]"
             )
-    dims = inputs[0].type.tensor_type.shape.dim
-    one = bool(dims) and dims[0].dim_value == 1
-    return _Graph(tuple(nodes), stored, inputs[0].name, graph.output[0].name, one)
+    form = inputs[0].type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(form.elem_type)
+    one = bool(form.shape.dim) and form.shape.dim[0].dim_value == 1
+    return _Graph(tuple(nodes), stored, inputs[0].name, graph.output[0].name, dtype, one)
 
 
 def _node(proto, opset: int) -> Node:
@@ -179,6 +182,8 @@ def _original(model, graph: _Graph) -> Callable[[Any], np.ndarray]:
     run = _runtime(model) or _reference(model)
 
     def original(x):
+        if np.can_cast(x.dtype, graph.dtype, "same_kind"):
+            x = x.astype(graph.dtype)  # int64, say, which JAX has in 32 bits
         parts = [x[k : k + 1] for k in range(len(x))] if graph.one_image else [x]
         return np.concatenate([run({graph.input: part})[0] for part in parts])
 

@@ -396,7 +396,8 @@ def Range(node, start, limit, step):
 def OneHot(node, index, depth, values):
     """The second value at the index, the first elsewhere."""
     depth, axis = int(np.ravel(depth)[0]), node.get("axis", -1)
-    hot = jax.nn.one_hot(jnp.mod(index, depth), depth, axis=axis, dtype=bool)
+    index = jnp.where(index < 0, index + depth, index)
+    hot = jax.nn.one_hot(index, depth, axis=axis, dtype=bool)
     return jnp.where(hot, values[1], values[0])
 
 

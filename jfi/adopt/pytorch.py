@@ -34,8 +34,8 @@ def adopt(model: Any) -> Adopted:
     module = _inference_copy(model)
     tensors = {name: tensor.detach().cpu() for name, tensor in _tensors(module)}
     left_out = {name: why for name, tensor in tensors.items() if (why := _unfit(tensor))}
-    params = {name: _array(tensors[name]) for name in tensors if name not in left_out}
-    fixed = {name: _array(tensors[name]) for name in left_out}
+    params = {name: array(tensors[name]) for name in tensors if name not in left_out}
+    fixed = {name: array(tensors[name]) for name in left_out}
 
     def apply(params, x):
         return _run(module, {**params, **fixed}, x)
@@ -43,7 +43,7 @@ def adopt(model: Any) -> Adopted:
     def original(x):
         with torch.no_grad():
             found = module(_tensor(x))
-        return _array(found) if isinstance(found, torch.Tensor) else found
+        return array(found) if isinstance(found, torch.Tensor) else found
 
     return Adopted(apply, params, original, left_out)
 
@@ -154,7 +154,7 @@ def _in_jax(env):
     return InJax()
 
 
-def _array(tensor) -> np.ndarray:
+def array(tensor) -> np.ndarray:
     """The same words as NumPy, a copy."""
     import torch
 

@@ -202,6 +202,24 @@ def test_models_that_are_refused(text, message):
         jfi.adopt(model(text, w=draw(1, 4)), np.ones((2, 4), np.float32))
 
 
+def test_tokens_are_given_in_the_type_that_the_model_asks_for():
+    proto = model(
+        """n (int64[N, 3] x) => (float[N, 4] y) {
+            e = Gather (table, x)
+            y = ReduceMean <axes = [1], keepdims = 0> (e)
+        }""",
+        table=draw(9, 4),
+    )
+    tokens = RNG.integers(-9, 9, (4, 3))
+    network = jfi.adopt(proto, tokens)
+    wanted = numpy_helper.to_array(proto.graph.initializer[0])[tokens].mean(1)
+    np.testing.assert_allclose(network.apply(network.params, tokens), wanted, rtol=1e-5)
+    with pytest.raises(
+        jfi.InputError, match=r"the model itself does not run on the example, float"
+    ):
+        jfi.adopt(proto, np.ones((4, 3), np.float32).astype(int).astype(np.float32))
+
+
 def test_dropout_in_training_mode_is_refused():
     proto = model(
         """n (float[N, 4] x) => (float[N, 4] y) {
