@@ -433,7 +433,8 @@ def SpaceToDepth(node, x):
     """Blocks of space become channels."""
     b, c, h, w = x.shape
     n = node.get("blocksize")
-    x = x.reshape(b, c, h // n, n, w // n, n).transpose(0, 3, 5, 1, 2, 4)
+    order = (0, 1, 3, 5, 2, 4) if node.get("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    x = x.reshape(b, c, h // n, n, w // n, n).transpose(order)
     return x.reshape(b, c * n**2, h // n, w // n)
 
 
@@ -441,14 +442,20 @@ def SpaceToDepth(node, x):
 def _resize(node, x, *given):
     """The nearest neighbour, by whole factors."""
     _, scales, sizes = (None, *given, None) if node.op == "Upsample" else (*given, *[None] * 3)[:3]
+    if node.get("axes"):
+        raise _unsupported(node, "axes of its own")
     scales = None if scales is None or not np.size(scales) else np.ravel(scales)
     target = _ints(sizes) if sizes is not None else None
     if target is None:
         target = [math.floor(n * s) for n, s in zip(x.shape, scales, strict=True)]
-    asked = (node.get("mode", "nearest"), node.get("coordinate_transformation_mode", ""))
+    mode, at = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
+    rounded = node.get("nearest_mode", "round_prefer_floor")
+    early = node.op == "Upsample" or node.opset < 11
+    repeats = early or (at, rounded) == ("asymmetric", "floor")
+    repeats |= at in ("half_pixel", "pytorch_half_pixel") and rounded.startswith("round")
     whole = all(t % n == 0 for t, n in zip(target, x.shape, strict=True))
-    if asked[0] != "nearest" or not whole or asked[1] in ("align_corners", "tf_crop_and_resize"):
-        raise _unsupported(node, f"mode {asked[0]} {asked[1]} from {x.shape} to {target}")
+    if mode != "nearest" or not whole or not repeats:
+        raise _unsupported(node, f"mode {mode} {at} {rounded} from {x.shape} to {target}")
     for axis, (n, t) in enumerate(zip(x.shape, target, strict=True)):
         x = node.xp.repeat(x, t // n, axis) if t != n else x
     return x
@@ -580,20 +587,27 @@ def ConvTranspose(node, x, w, bias=None):
     return y if bias is None else y + _per_channel(bias, y.ndim)
 
 
-def _pool(node, x, start, function):
+def _pool(node, x, start, function, pads=None):
+    """Windows of `x`; its padding, if given, is not that of the node."""
     kernel = list(node.get("kernel_shape"))
-    strides, dilations, pads = _windows(node, x.shape[2:], kernel)
-    if node.get("ceil_mode", 0):
-        pads = [
-            (a, b + _overhang(n + a + b, k, s, d, a + n))
-            for n, k, s, d, (a, b) in zip(
-                x.shape[2:], kernel, strides, dilations, pads, strict=True
-            )
-        ]
+    strides, dilations, _ = _windows(node, x.shape[2:], kernel)
+    pads = _pool_pads(node, x.shape[2:]) if pads is None else pads
     return lax.reduce_window(
         x, start, function, (1, 1, *kernel), (1, 1, *strides), [(0, 0), (0, 0), *pads],
         window_dilation=(1, 1, *dilations),
     )  # fmt: skip
+
+
+def _pool_pads(node, shape) -> list[tuple[int, int]]:
+    """Padding, with what the last window of ceil_mode needs beyond it."""
+    kernel = list(node.get("kernel_shape"))
+    strides, dilations, pads = _windows(node, shape, kernel)
+    if not node.get("ceil_mode", 0):
+        return pads
+    return [
+        (a, b + _overhang(n + a + b, k, s, d, a + n))
+        for n, k, s, d, (a, b) in zip(shape, kernel, strides, dilations, pads, strict=True)
+    ]
 
 
 def _overhang(size: int, k: int, s: int, d: int, inside: int) -> int:
@@ -618,14 +632,13 @@ def AveragePool(node, x):
     """The mean of a window, padding counted only if told."""
     total = _pool(node, x, np.zeros((), x.dtype), lax.add)
     inside = np.ones((1, 1, *x.shape[2:]), x.dtype)
+    pads = _pool_pads(node, x.shape[2:])
     if node.get("count_include_pad", 0):
-        _, _, pads = _windows(node, x.shape[2:], node.get("kernel_shape"))
-        padded = np.pad(inside, [(0, 0), (0, 0), *pads], constant_values=1)
-        attributes = {**node.attributes, "pads": [0] * 2 * len(pads), "auto_pad": "NOTSET"}
-        counted = node._replace(attributes=attributes)
-        count = _pool(counted, padded, np.zeros((), x.dtype), lax.add)
-    else:
-        count = _pool(node, inside, np.zeros((), x.dtype), lax.add)
+        # What ceil_mode adds is not counted.
+        _, _, own = _windows(node, x.shape[2:], node.get("kernel_shape"))
+        inside = np.pad(inside, [(0, 0), (0, 0), *own], constant_values=1)
+        pads = [(0, more - b) for (_, more), (_, b) in zip(pads, own, strict=True)]
+    count = _pool(node, inside, np.zeros((), x.dtype), lax.add, pads)
     return total / count
 
 
@@ -653,25 +666,26 @@ def BatchNormalization(node, x, scale, bias, mean, variance):
 
 
 def _normalised(x, axes, epsilon):
+    """Of mean 0 and variance 1, and the mean and the inverse deviation."""
     mean = x.mean(axes, keepdims=True)
     centred = x - mean
-    return centred / jnp.sqrt((centred * centred).mean(axes, keepdims=True) + _as(x, epsilon))
+    deviation = jnp.sqrt((centred * centred).mean(axes, keepdims=True) + _as(x, epsilon))
+    return centred / deviation, mean, 1 / deviation
 
 
 @_operator()
 def LayerNormalization(node, x, scale, bias=None):
     """Over the last axes."""
-    if any(node.outputs[1:]):
-        raise _unsupported(node, "outputs of statistics")
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
-    y = _normalised(x, axes, node.get("epsilon", 1e-5)) * scale
-    return y if bias is None else y + bias
+    y, mean, inverse = _normalised(x, axes, node.get("epsilon", 1e-5))
+    y = y * scale
+    return (y if bias is None else y + bias), mean, inverse
 
 
 @_operator()
 def InstanceNormalization(node, x, scale, bias):
     """Over space, every channel of every image."""
-    y = _normalised(x, tuple(range(2, x.ndim)), node.get("epsilon", 1e-5))
+    y, *_ = _normalised(x, tuple(range(2, x.ndim)), node.get("epsilon", 1e-5))
     return y * _per_channel(scale, x.ndim) + _per_channel(bias, x.ndim)
 
 
@@ -680,7 +694,7 @@ def GroupNormalization(node, x, scale, bias):
     """Over groups of channels; scale and bias are of groups before opset 21."""
     groups, channels = node.get("num_groups"), x.shape[1]
     grouped = x.reshape(len(x), groups, -1)
-    y = _normalised(grouped, 2, node.get("epsilon", 1e-5)).reshape(x.shape)
+    y = _normalised(grouped, 2, node.get("epsilon", 1e-5))[0].reshape(x.shape)
     if scale.shape[0] == groups != channels:
         scale, bias = (jnp.repeat(v, channels // groups) for v in (scale, bias))
     return y * _per_channel(scale, x.ndim) + _per_channel(bias, x.ndim)
