@@ -45,12 +45,12 @@ def adopt(model: Any) -> Adopted:
         the values of images.
     """
     graph = _read(model)
-    static = _static(graph)
+    static = _static(graph) | graph.numbers
     given = {name for name in graph.stored if name not in static and not _unfit(graph.stored[name])}
     params = {name: graph.stored[name] for name in graph.stored if name in given}
     fixed = {name: value for name, value in graph.stored.items() if name not in given}
     left_out = {name: _unfit(value) or "says a shape, an axis or the like"
-                for name, value in fixed.items()}  # fmt: skip
+                for name, value in fixed.items() if name not in graph.numbers}  # fmt: skip
 
     def run(params, x):
         given = {name: jax.numpy.asarray(value) for name, value in params.items()}
@@ -68,7 +68,8 @@ class _Graph(NamedTuple):
     """A graph as data.
 
     nodes: in order; stored: initialisers and constants by name; dtype: of the input; one_image: the
-    batch is fixed to 1.
+    batch is fixed to 1; numbers: those stored of `Constant` nodes that are one number, part of the
+    program.
     """
 
     nodes: tuple[Node, ...]
@@ -77,6 +78,7 @@ class _Graph(NamedTuple):
     output: str
     dtype: np.dtype
     one_image: bool
+    numbers: frozenset[str]
 
 
 def _read(model) -> _Graph:
@@ -88,11 +90,12 @@ def _read(model) -> _Graph:
     to_array = onnx.numpy_helper.to_array
     stored = {tensor.name: np.asarray(to_array(tensor)) for tensor in graph.initializer}
     opset = next((o.version for o in model.opset_import if o.domain in _DOMAINS), 1)
-    nodes = []
+    nodes, numbers = [], []
     for proto in graph.node:
         node = _node(proto, opset)
         if node.op == "Constant":
             stored[node.outputs[0]] = _constant(node)
+            numbers += [node.outputs[0]] if stored[node.outputs[0]].size == 1 else []
         else:
             nodes.append(node)
     inputs = [value for value in graph.input if value.name not in stored]
@@ -106,7 +109,8 @@ def _read(model) -> _Graph:
     form = inputs[0].type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(form.elem_type)
     one = bool(form.shape.dim) and form.shape.dim[0].dim_value == 1
-    return _Graph(tuple(nodes), stored, inputs[0].name, graph.output[0].name, dtype, one)
+    ends = inputs[0].name, graph.output[0].name
+    return _Graph(tuple(nodes), stored, *ends, dtype, one, frozenset(numbers))
 
 
 def _node(proto, opset: int) -> Node:
@@ -139,10 +143,7 @@ def _constant(node: Node) -> np.ndarray:
 
 
 def _static(graph: _Graph) -> set[str]:
-    """Values that must be known to trace: shapes, axes, and all that they are computed from.
-
-    Single numbers of `Constant` nodes are counted among them: they are part of the program.
-    """
+    """Values that must be known to trace: shapes, axes, and all that they are computed from."""
     found: set[str] = set()
     for node in reversed(graph.nodes):
         if node.op == "Shape" or node.op == "Size":
