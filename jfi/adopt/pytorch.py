@@ -23,6 +23,8 @@ def adopt(model: Any) -> Adopted:
 
     Parameters, buffers and tensors kept as plain attributes are all stored words, and so are sites:
     `layer1.0.conv1.weight`, `bn1.running_mean`. Shared ones are one, under their first name.
+    Attention is computed by its operators, as in training, not by PyTorch's fused kernel for
+    inference, which reads a mask of floats as true or false.
 
     Raises:
       InputError: torchax is not installed; a module that can't be copied, or of which `eval()`

@@ -52,12 +52,12 @@ class NnxBatchNorm(nnx.Module):
         return self.fc(nnx.relu(self.norm(self.blocks[0](x))).mean((1, 2)))
 
 
-def test_nnx_lenet():
+def test_nnx_lenet(campaign):
     model = NnxLeNet(nnx.Rngs(0))
     network = jfi.adopt(model, SMALL)
     assert {"conv1/kernel", "fc3/bias"} <= set(network.positions)
     assert not model.dropout.deterministic
-    check_campaign(network, SMALL)
+    campaign(network, SMALL)
 
 
 def test_nnx_batch_norm():
@@ -174,13 +174,13 @@ def equinox_lenet(eqx):
     return LeNet(jax.random.key(0))
 
 
-def test_equinox_lenet():
+def test_equinox_lenet(campaign):
     eqx = pytest.importorskip("equinox")
     model, images = equinox_lenet(eqx), SMALL.transpose(0, 3, 1, 2)
     network = jfi.adopt(model, images)
     assert {"convs/0/weight", "layers/2/bias"} <= set(network.positions)
     assert not model.dropout.inference
-    check_campaign(network, images)
+    campaign(network, images)
 
 
 def test_equinox_batch_norm():
@@ -230,13 +230,13 @@ def haiku_lenet(hk):
     return lenet
 
 
-def test_haiku_lenet():
+def test_haiku_lenet(campaign):
     hk = pytest.importorskip("haiku")
     transformed = hk.transform(haiku_lenet(hk))
     params = transformed.init(jax.random.key(0), SMALL)
     network = jfi.adopt((transformed, params), SMALL)
     assert {"conv2_d/w", "linear_2/b"} <= set(network.positions)
-    check_campaign(network, SMALL)
+    campaign(network, SMALL)
 
 
 def haiku_batch_norm(hk, is_training):
@@ -291,12 +291,12 @@ def keras_lenet(keras):
     return keras.Model(inputs, layers.Dense(5)(x))
 
 
-def test_keras_lenet():
+def test_keras_lenet(campaign):
     keras = pytest.importorskip("keras")
     keras.utils.clear_session()
     network = jfi.adopt(keras_lenet(keras), SMALL)
     assert {"conv2d/kernel", "dense_2/bias"} <= set(network.positions)
-    check_campaign(network, SMALL)
+    campaign(network, SMALL)
 
 
 def test_keras_batch_norm():

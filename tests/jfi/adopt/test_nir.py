@@ -195,6 +195,7 @@ def test_spikes_in_a_cycle_come_back_one_step_later():
     np.testing.assert_array_equal(output(network, images), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:nirtorch.extract_nir_graph:DeprecationWarning")
 def test_snntorch_gives_the_same_spikes():
     torch, snn = pytest.importorskip("torch"), pytest.importorskip("snntorch")
     pytest.importorskip("nirtorch")
