@@ -1,9 +1,11 @@
 """jfi: what happens to a neural network when a bit of it breaks.
 
-The data's way: `network` (a user's network, unedited) and its sites, `plan` (which faults),
+The data's way: `adopt` (a model of any framework) or `network` (a function and its parameters, both
+unedited) and its sites, `plan` (which faults),
 `Engine` (golden run and outcomes), `run` (a campaign on record), estimates and report.
 """
 
+from jfi.adopt import adopt
 from jfi.campaign.campaign import plan, plan_listed, run
 from jfi.engine.engine import Engine
 from jfi.errors import InputError, VerificationError
@@ -21,6 +23,7 @@ __all__ = [
     "Request",
     "Site",
     "VerificationError",
+    "adopt",
     "fault_list",
     "listable",
     "network",

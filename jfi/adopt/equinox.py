@@ -1,0 +1,76 @@
+"""Equinox: modules of one example, in inference mode, mapped over the batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jfi.adopt.adopted import Adopted, inference_arguments
+
+
+def adopt(model: Any, state: Any = None) -> Adopted:
+    """An Equinox module in inference mode, called on one image, or `(model, state)`.
+
+    Its arrays are sites under their paths, `layers/0/weight`; those of the state under `state/` and
+    the path of their index in the model.
+    """
+    import equinox as eqx
+
+    model = eqx.nn.inference_mode(model)
+    arrays, rest = eqx.partition(model, _is_array)
+    flags = inference_arguments(type(model).__call__)
+    if state is None:
+
+        def one(arrays, x):
+            return eqx.combine(arrays, rest)(x, **flags)
+
+        return Adopted(jax.vmap(one, (None, 0)), arrays, lambda x: _each(model, x, flags))
+
+    kept = {name: state.get(index) for name, index in _indices(model).items()}
+    held, tree = jax.tree.flatten(state)
+    places = {id(leaf): place for place, leaf in enumerate(held)}
+    order = [places[id(leaf)] for leaf in jax.tree.leaves(kept)]
+    params = {"params": arrays, "state": kept}
+
+    def with_state(params, x):
+        # Not by State.set, which asks for the same weak types.
+        leaves = list(held)
+        for place, leaf in zip(order, jax.tree.leaves(params["state"]), strict=True):
+            leaves[place] = leaf
+        own = jax.tree.unflatten(tree, leaves)
+        return eqx.combine(params["params"], rest)(x, own, **flags)[0]
+
+    def original(images):
+        return jnp.stack([model(x, _copy(state), **flags)[0] for x in jnp.asarray(images)])
+
+    return Adopted(jax.vmap(with_state, (None, 0)), params, original)
+
+
+def _each(model, images, flags):
+    return jnp.stack([model(x, **flags) for x in jnp.asarray(images)])
+
+
+def _is_array(leaf) -> bool:
+    return isinstance(leaf, np.ndarray | jax.Array)
+
+
+def _indices(model) -> dict[str, Any]:
+    """Path -> index of every state that a layer keeps."""
+    import equinox as eqx
+
+    def is_index(node):
+        return isinstance(node, eqx.nn.StateIndex)
+
+    found = jax.tree_util.tree_leaves_with_path(model, is_leaf=is_index)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): node
+        for path, node in found
+        if is_index(node)
+    }
+
+
+def _copy(state):
+    """A state of its own: `set` makes the one that it is called on invalid."""
+    leaves, tree = jax.tree.flatten(state)
+    return jax.tree.unflatten(tree, leaves)
