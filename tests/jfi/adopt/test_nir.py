@@ -207,7 +207,12 @@ def test_snntorch_gives_the_same_spikes():
         torch.nn.Linear(6, 10),
         snn.Leaky(beta=0.9 * torch.ones(10), threshold=0.4 * torch.ones(10), **options),
         torch.nn.Linear(10, 5),
-        snn.Synaptic(alpha=0.6 * torch.ones(5), beta=0.8 * torch.ones(5), threshold=0.5, **options),
+        snn.Synaptic(
+            alpha=0.6 * torch.ones(5),
+            beta=0.8 * torch.ones(5),
+            threshold=0.5 * torch.ones(5),
+            **options,
+        ),
     )
     images = spikes(8, 20, 6)
     graph = export_to_nir(net, torch.from_numpy(images[:, 0]))
