@@ -77,7 +77,7 @@ def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
       InputError: a model of no framework named above; a missing library, with its install command;
         a model that can't be put in inference mode, whose outputs are random, that does not run
         in JAX, or whose output is not one array [B, C]; an adopted network whose outputs differ
-        from the model's by more than float rounding (`jfi.engine.engine.rounding`), with how much and
+        from the model's by more than float rounding (`jfi.engine.rounding`), with how much and
         where; what `jfi.network` refuses.
     """
     images = _batch(example)

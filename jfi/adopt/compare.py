@@ -17,7 +17,7 @@ from jfi.networks.sites import Network
 def check(network: Network, images: np.ndarray, original: Callable[[Any], Any]) -> None:
     """Compare the network, one image [...] of [B, ...] at a time, with the model on the batch.
 
-    A logit may be off by `jfi.engine.engine.rounding.TOLERANCE` epsilons of the image's largest; where
+    A logit may be off by `jfi.engine.rounding.TOLERANCE` epsilons of the image's largest; where
     that is exceeded, by `SAFETY` times what moving every operand by an epsilon does to the logits.
 
     Raises:

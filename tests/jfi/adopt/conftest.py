@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jfi.hardware.devices import tuning
+from jfi.hardware import tuning
 
 # Keras reads it when it is imported.
 os.environ.setdefault("KERAS_BACKEND", "jax")
