@@ -2,8 +2,8 @@
 
 import pytest
 
-from jfi.engine.engine import routes
-from jfi.hardware.devices import tuning
+from jfi.engine import routes
+from jfi.hardware import tuning
 
 
 @pytest.fixture(autouse=True)
