@@ -13,7 +13,6 @@ other flags on the same work directory it refuses. --verify, --truth and --memor
 outcome and may differ.
 """
 
-import time
 from pathlib import Path
 
 from absl import flags
@@ -30,13 +29,13 @@ from jfi.faults import read_fault_list
 from jfi.networks import sites
 from jfi.report import tables as report
 from jfi.sampling.estimates import Estimate
+from jfi.study.live import LiveProgress, stoppable
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
     "keep_bits measure screen levels workload workload_layer activations".split()
 )
 MEBIBYTE = 1 << 20
-QUIET_SECONDS = 30  # between lines of progress where there is no terminal
 
 
 def define_flags() -> None:
@@ -104,8 +103,6 @@ def main() -> int | None:
     args = flags.FLAGS
     if args.keep_bits and args.measure == "detect":
         raise InputError("keep_bits needs the measure critical or full; detect tells no images")
-    if args.keep_bits and args.sampler in METHODS:
-        raise InputError(f"keep_bits is not kept by the sampler {args.sampler}")
     engine.check_measure(args.measure, args.screen)
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
@@ -134,10 +131,11 @@ def main() -> int | None:
     if chosen is not None:
         print(f"workload: {len(images):,} of {chosen.of:,} images, {chosen.reason}")
     earlier = _earlier(workdir)
-    with LiveProgress() as progress:
+    go_on = f"stopped; {workdir} has what was done, and the same command goes on from there"
+    with LiveProgress() as live, stoppable(live, go_on) as progress:
         options = {
-            "measure": args.measure, "verify_pairs": args.verify, "workload": chosen,
-            "progress": progress,
+            "measure": args.measure, "verify_pairs": args.verify, "keep_bits": args.keep_bits,
+            "workload": chosen, "progress": progress,
         }  # fmt: skip
         if sampler in METHODS:
             summary = despite_wrong(
@@ -145,9 +143,7 @@ def main() -> int | None:
                 levels=tuple(args.levels), seed=plan.seed, **options,
             )  # fmt: skip
         else:
-            summary = despite_wrong(
-                campaign.run, plan, runner, workdir, config(), keep_bits=args.keep_bits, **options
-            )
+            summary = despite_wrong(campaign.run, plan, runner, workdir, config(), **options)
     measured = {**earlier, **_measured(summary, network, images, accuracy)}
     records.write_summary(workdir, {**summary, "measured": measured})
     return _conclude(workdir, summary, measured, truth)
@@ -223,43 +219,6 @@ def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) 
     if verify["disagreements"] and not manifest["screen"]:
         return cli.fail(f"verification failed: {verify['worst']}")
     return None
-
-
-class LiveProgress:
-    """Live progress on a terminal, a line now and then elsewhere."""
-
-    def __enter__(self):
-        from rich.console import Console
-        from rich.progress import Progress, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.live = console.is_terminal
-        self.task = self.bar.add_task("faults", total=None)
-        self.started = self.printed = time.monotonic()
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.bar.__exit__(*error)
-
-    def __call__(self, state: campaign.Progress) -> None:
-        spent = time.monotonic() - self.started
-        rate = (state.done - state.resumed) / spent
-        of = "" if state.total is None else f" of {state.total:,}"
-        text = f"{state.done:,}{of} faults, {rate:,.0f} faults/s"
-        if rate > 0 and state.total is not None:
-            text += f", {(state.total - state.done) / rate:,.0f} s left"
-        if state.estimate is not None:
-            e, sampled = state.estimate, 1 - state.estimate.unsampled
-            # Strata not yet reached count as 0 in the estimate; so far, it speaks for the others.
-            share, margin = (report.percent(x / sampled) for x in (e.estimate, e.margin))
-            text += f", critical {share} ± {margin}% of the {sampled:.0%} of faults sampled so far"
-        self.bar.update(self.task, completed=state.done, total=state.total, description=text)
-        if not self.live and time.monotonic() - self.printed > QUIET_SECONDS:
-            self.printed = time.monotonic()
-            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def _guard(main: Callable[[], int | None]) -> int | None:
         return fail(error, BAD_INPUT)
     except (OSError, VerificationError) as error:
         return fail(error)
-    except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return fail(str(error) or "interrupted", INTERRUPTED)
 
 
 def _parse(argv: list[str]) -> list[str]:

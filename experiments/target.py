@@ -11,14 +11,15 @@ from absl import flags
 import jfi
 import nets
 from experiments import data
+from jfi.campaign import rounds
 from jfi.campaign.campaign import Plan
 from jfi.campaign.rounds import METHODS
 from jfi.engine.golden import golden_run
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS, FaultSpace
+from jfi.faults import FAULT_MODELS
 from jfi.networks.sites import Network
-from jfi.sampling.methods import LEVELS, units
-from jfi.sampling.sampling import SAMPLERS, Request, check
+from jfi.sampling.methods import LEVELS
+from jfi.sampling.sampling import SAMPLERS, Request
 from jfi.workload import workload as workloads
 from jfi.workload.embedding import embedding
 from jfi.workload.expected import chances
@@ -117,11 +118,10 @@ def define_request(t: float | None = None) -> None:
 def open_plan(network: Network, seed: int = 0) -> Plan:
     """The faults that a sampler in rounds is to choose from, by the flags."""
     args = flags.FLAGS
-    space = FaultSpace(
-        jfi.select(network, args.sites, args.fault_model), FAULT_MODELS[args.fault_model]
-    )
-    units(space, args.levels)
-    return Plan(space, check(request()), (), space.cells, seed)
+    return rounds.open_plan(
+        network, sites_pattern=args.sites, fault_model=args.fault_model, request=request(),
+        levels=tuple(args.levels), seed=seed,
+    )  # fmt: skip
 
 
 def request() -> Request:

@@ -1,8 +1,9 @@
 """jfi: what happens to a neural network when a bit of it breaks.
 
-The data's way: `adopt` (a model of any framework) or `network` (a function and its parameters, both
-unedited) and its sites, `plan` (which faults),
-`Engine` (golden run and outcomes), `run` (a campaign on record), estimates and report.
+`study` is the front door, `load` opens its results later. Below it, the data's way: `adopt` (a
+model of any framework) or `network` (a function and its parameters, both unedited) and its sites,
+`plan` (which faults), `Engine` (golden run and outcomes), `run` (a campaign on record), estimates
+and report.
 """
 
 from jfi.adopt import adopt
@@ -13,6 +14,8 @@ from jfi.faults import Faults, FaultSpace, Site, fault_list, read_fault_list
 from jfi.networks.sites import listable, network, select
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.sampling import Request
+from jfi.study.result import load
+from jfi.study.study import study
 
 __all__ = [
     "Engine",
@@ -26,10 +29,12 @@ __all__ = [
     "adopt",
     "fault_list",
     "listable",
+    "load",
     "network",
     "plan",
     "plan_listed",
     "read_fault_list",
     "run",
     "select",
+    "study",
 ]

@@ -80,7 +80,7 @@ def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
         from the model's by more than float rounding (`jfi.engine.rounding`), with how much and
         where; what `jfi.network` refuses.
     """
-    images = _batch(example)
+    images = batch(example)
     found = _adopted(model, dt)
     adopted = network(found.apply, found.params, images[0])
     adopted = adopted._replace(left_out={**adopted.left_out, **found.left_out})
@@ -89,13 +89,17 @@ def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
     return adopted
 
 
-def _batch(example) -> np.ndarray:
-    """The example as NumPy, in the types that JAX computes."""
+def batch(example: Any, called: str = "example is") -> np.ndarray:
+    """Images [B, ...] of NumPy, JAX or PyTorch as NumPy, in the types that JAX computes.
+
+    Raises:
+      InputError: no batch of images; `called` begins the message.
+    """
     if hasattr(example, "detach"):  # PyTorch
         example = pytorch.array(example)
     if not isinstance(example, np.ndarray | jax.Array) or example.ndim < 2 or not len(example):
         raise InputError(
-            f"example is {kind(example)}; it must be a batch of images [B, ...], one array with at "
+            f"{called} {kind(example)}; it must be a batch of images [B, ...], one array with at "
             "least one image, as the model takes it"
         )
     images = np.asarray(example)

@@ -17,7 +17,7 @@ import numpy as np
 
 from jfi import outcomes
 from jfi.campaign import records
-from jfi.engine.engine import Engine, check_measure, take
+from jfi.engine.engine import Engine, check_measure, golden_words, take
 from jfi.engine.verify import Verification, verify
 from jfi.errors import InputError, VerificationError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, check_faults
@@ -92,8 +92,7 @@ def plan(
     check_name("sampler", sampler, SAMPLERS)
     check_name("fault model", fault_model, FAULT_MODELS)
     request = check(request or Request())
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative; it must be 0 or more")
+    check_seed(seed)
     chosen = sites.select(network, sites_pattern, fault_model)
     space = FaultSpace(chosen, FAULT_MODELS[fault_model])
     # Values are looked up only by samplers that choose by them: run-time values have none.
@@ -190,6 +189,18 @@ def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = Non
     }
 
 
+def _forms(space: FaultSpace, network: Network) -> list[dict[str, Any]]:
+    """What a site's words are; only those of parameters are stored, and have golden words."""
+    return [
+        {
+            "dtype": np.dtype(site.dtype).name,
+            "shape": list(site.shape),
+            "stored": site.name in network.positions,
+        }
+        for site in space.sites
+    ]
+
+
 def _hashes(engine: Engine) -> dict[str, str]:
     network = engine.network
     return {
@@ -229,6 +240,7 @@ def manifest(
         "population": int(plan.population.sum()),
         "injections": plan.injections,
         "sites": [site.name for site in plan.space.sites],
+        "forms": _forms(plan.space, engine.network),
         "left_out": engine.network.left_out,
         "strata": [stratum._asdict() for stratum in plan.strata],
         "images": len(engine.images),
@@ -318,6 +330,7 @@ def concluded(path: Path, found: dict[str, Any], engine: Engine) -> dict[str, An
       VerificationError: its verification found verdicts that are wrong. Where the engine screens
         they are expected, and bounded.
     """
+    found = records.plain(found)  # of what JSON takes
     records.write_summary(path, found)
     if not engine.screen:
         check_verified(found)
@@ -357,7 +370,8 @@ def run_shard(path, number, ids, space, engine, measure, identity, keep_bits=Fal
     done = engine.run(faults, measure, keep_bits=keep_bits)
     decided = np.where(engine.identity(faults), records.IDENTITY, records.INFERENCE)
     step = taps.steps_of(space.sites, faults)
-    records.write_shard(path, number, ids, faults, done, decided, step, identity)
+    word = golden_words(engine.network, space.sites, faults)
+    records.write_shard(path, number, ids, faults, done, decided, step, identity, word)
 
 
 class Tally:
@@ -448,6 +462,12 @@ def _shown(found: Sequence[sites.Site]) -> str:
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError where no sample can be drawn by this seed."""
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed {seed!r} is no seed; it must be an integer, 0 or more")
 
 
 def check_name(what: str, name: str, known) -> None:

@@ -129,16 +129,18 @@ def write_shard(
     decided: np.ndarray | int = INFERENCE,
     step: np.ndarray | None = None,
     identity: str = "",
+    word: np.ndarray | None = None,
 ) -> None:
     """Write the outcomes of F faults as shard ``number``, whole or not at all.
 
     ``ids`` is int64 ``[F]``, ``decided`` uint8 ``[F]`` or one value (``IDENTITY``,
     ``INFERENCE``), ``step`` int32 ``[F]`` where there are transient faults, ``identity`` the hash
-    of the campaign's. Raises OSError when the file can't be written: nothing else is touched.
+    of the campaign's, ``word`` uint64 ``[F]`` the golden words. Raises OSError when the file can't
+    be written: nothing else is touched.
     """
     from pyarrow import parquet
 
-    table = _table(np.asarray(ids), faults, outcomes, decided, step)
+    table = _table(np.asarray(ids), faults, outcomes, decided, {"step": step, "word": word})
     # One row group and fixed settings: the same rows give the same bytes.
     settings = {"compression": "zstd", "compression_level": 3, "store_schema": False}
 
@@ -150,7 +152,7 @@ def write_shard(
     _write_whole(shard_path(workdir, number), write)
 
 
-def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, step):
+def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, more: Mapping[str, Any]):
     import pyarrow as pa
 
     counts = {name: column for name, column in outcomes._asdict().items() if column is not None}
@@ -162,7 +164,7 @@ def _table(ids: np.ndarray, faults: Faults, outcomes: Outcomes, decided, step):
         "bit": faults.bit.astype(np.int16),
         "polarity": faults.polarity.astype(np.int8),
         "decided": np.broadcast_to(np.asarray(decided, np.uint8), ids.shape),
-        **({} if step is None else {"step": step}),
+        **{name: column for name, column in more.items() if column is not None},
         **{name: np.asarray(column, np.int32) for name, column in counts.items()},
     }
     arrays = {name: pa.array(np.ascontiguousarray(x)) for name, x in columns.items()}
@@ -260,19 +262,30 @@ def hash_arrays(named: Iterable[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _strict(value: Any) -> Any:
-    """``value`` as strict JSON holds it: NamedTuples as objects, NaN and infinities as null."""
+def plain(value: Any) -> Any:
+    """``value`` of dicts, lists and Python's numbers alone; NamedTuples become dicts."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
-        return _strict(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return plain(value.tolist())
     return value
+
+
+def _strict(value: Any) -> Any:
+    """``value`` as strict JSON holds it: as `plain` makes it, NaN and infinities as null."""
+    return _finite(plain(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_json(path: Path) -> dict:

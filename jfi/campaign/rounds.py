@@ -19,9 +19,10 @@ from jfi import bits
 from jfi.campaign import campaign, records
 from jfi.campaign.campaign import Plan, Progress, Tally
 from jfi.engine.engine import Engine, check_measure
-from jfi.faults import FaultSpace
+from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.hardware.chunks import chunks
-from jfi.networks import scores
+from jfi.networks import scores, sites
+from jfi.networks.sites import Network
 from jfi.sampling import adaptive, methods, sfi, strata
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.methods import Interval, Method
@@ -56,6 +57,30 @@ METHODS: dict[str, Callable[[Engine], Method]] = {
 }
 
 
+def open_plan(
+    network: Network,
+    *,
+    sites_pattern: str | None = None,
+    fault_model: str = "stuck_at",
+    request: Request | None = None,
+    levels: tuple[str, ...] = ("network",),
+    seed: int = 0,
+) -> Plan:
+    """The faults that a method is to choose from, as `campaign.plan` has those of a sampler.
+
+    Raises:
+      InputError: an unknown fault model or level, a pattern that matches nothing, a request out
+        of range, or a negative seed.
+    """
+    campaign.check_name("fault model", fault_model, FAULT_MODELS)
+    request = check(request or Request())
+    campaign.check_seed(seed)
+    chosen = sites.select(network, sites_pattern, fault_model)
+    space = FaultSpace(chosen, FAULT_MODELS[fault_model])
+    methods.units(space, levels)
+    return Plan(space, request, (), space.cells, seed)
+
+
 def run(
     name: str,
     space: FaultSpace,
@@ -68,6 +93,7 @@ def run(
     seed: int = 0,
     measure: str = "critical",
     verify_pairs: int = 0,
+    keep_bits: bool = False,
     workload: Selection | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
@@ -78,7 +104,8 @@ def run(
       space: faults of `engine.sites`.
       request: the margin wanted of every unit, and the confidence.
       levels: of `jfi.sampling.methods.LEVELS`.
-      config, measure, verify_pairs, workload, progress: as of `jfi.campaign.campaign.run`.
+      config, measure, verify_pairs, keep_bits, workload, progress: as of
+        `jfi.campaign.campaign.run`.
 
     Returns:
       What `jfi.campaign.campaign.run` does, with estimates of the units asked for, whose intervals
@@ -96,7 +123,8 @@ def run(
     plan = Plan(space, check(request or Request()), (), space.cells, seed)
     own = campaign.identity(plan, engine, measure, name, levels=list(levels))
     path = records.open_workdir(workdir, campaign.manifest(plan, engine, config, own, workload))
-    answers = _Answers(path, plan, engine, measure, records.hash_json(own), progress)
+    made_by = records.hash_json(own)
+    answers = _Answers(path, plan, engine, measure, made_by, keep_bits, progress)
     leaves = engine.network.leaves_of(space.sites)
     started = time.perf_counter()
     found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
@@ -116,11 +144,18 @@ class _Answers:
     """The oracle of a method: from the records where they hold the faults, else by the engine."""
 
     def __init__(
-        self, path: Path, plan: Plan, engine: Engine, measure: str, identity: str, progress
+        self,
+        path: Path,
+        plan: Plan,
+        engine: Engine,
+        measure: str,
+        identity: str,
+        keep_bits: bool,
+        progress: Callable[[Progress], None],
     ):
         self.identity = identity
         self.path, self.plan, self.engine = path, plan, engine
-        self.measure, self.progress = measure, progress
+        self.measure, self.keep_bits, self.progress = measure, keep_bits, progress
         self.tally = Tally(plan, engine, measure)
         self.ids: list[np.ndarray] = []
         self.sites = Counter[int]()
@@ -137,8 +172,10 @@ class _Answers:
         self.sites.update(self.plan.space.decode(ids).site.tolist())
         self.engine.expect(self.sites)  # of what comes nothing is known
         if not records.has_shard(self.path, number):
-            space, engine = self.plan.space, self.engine
-            campaign.run_shard(self.path, number, ids, space, engine, self.measure, self.identity)
+            campaign.run_shard(
+                self.path, number, ids, self.plan.space, self.engine, self.measure, self.identity,
+                self.keep_bits,
+            )  # fmt: skip
             self.ran += ids.size
         shard = records.recorded(self.path, number, ids, self.tally.columns, self.identity)
         self.tally.add(shard)

@@ -53,7 +53,7 @@ class Engine:
     Args:
       network: from `jfi.networks.sites.network`.
       images: [B, ...], preprocessed as the network takes them.
-      labels: int [B], in [0, C).
+      labels: int [B], in [0, C); None where there are none: golden answers stand for them.
       sites: the sites that faults name by position.
       memory: bytes of golden values kept on the device at a time; where all images do not fit
         they are taken in blocks.
@@ -88,7 +88,8 @@ class Engine:
         self.hardware = tuning.usual() if hardware is None else hardware
         self.images = _check_images(network, images)
         self.golden = golden_run(network, self.images)
-        self.labels = _check_labels(labels, self.golden.logits.shape)
+        shape = self.golden.logits.shape
+        self.labels = check_labels(self.golden.top1 if labels is None else labels, shape)
         self.order, self.is_ordered = _check_order(order, self.golden), order is not None
         self.sites = check_sites(network, sites)
         if screen and loop:
@@ -587,6 +588,16 @@ def unchanged(network: Network, sites: Sequence[Site], faults: Faults) -> np.nda
     return same
 
 
+def golden_words(network: Network, sites: Sequence[Site], faults: Faults) -> np.ndarray:
+    """uint64 [F]: the word that each fault breaks, as it is without; 0 of a run-time value."""
+    words = np.zeros(faults.site.size, np.uint64)
+    for number, rows in by_site(faults, np.arange(faults.site.size)):
+        if sites[number].name in network.positions:
+            golden = network.values(sites[number]).ravel()[faults.index[rows]]
+            words[rows] = bits.to_bits(golden)
+    return words
+
+
 def take(faults: Faults, rows) -> Faults:
     """The faults of these rows."""
     return Faults(*(column[rows] for column in faults))
@@ -625,7 +636,12 @@ def _check_images(network: Network, images) -> np.ndarray:
     return images
 
 
-def _check_labels(labels, logits_shape: tuple[int, int]) -> np.ndarray:
+def check_labels(labels, logits_shape: tuple[int, int]) -> np.ndarray:
+    """The labels as int32 [B], for logits [B, C].
+
+    Raises:
+      InputError: not one integer an image, or one that is not in [0, C).
+    """
     labels, (images, classes) = _array("labels", labels), logits_shape
     if labels.shape != (images,) or labels.dtype.kind not in "iu":
         raise InputError(

@@ -11,6 +11,7 @@ statistical fault injections", DATE 2023 (samplers), called DATE'23 below.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,7 +43,7 @@ def check(request: Request) -> Request:
     """
     for name in ("error_margin", "confidence"):
         value = getattr(request, name)
-        if not 0 < value < 1:
+        if not isinstance(value, Real) or not 0 < value < 1:
             raise InputError(f"{name} {value} is not between 0 and 1, both excluded")
     if request.t is not None and not 0 < request.t < math.inf:
         raise InputError(f"t {request.t} is not a positive number, such as 2.58 for 99%")
