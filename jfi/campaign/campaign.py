@@ -428,9 +428,9 @@ def verified(
       ids: `ids(lo, hi)` of the faults that were injected.
       ends: int64 [N], how many they were when each shard was done.
     """
-    pairs = max(pairs, AUDIT if engine.screen else 0)
+    pairs = max(pairs, AUDIT if engine.screen else 0) if ends.size else 0
     rng = np.random.default_rng(plan.seed)
-    picked = np.sort(rng.integers(0, ends[-1], 4 * pairs))
+    picked = np.sort(rng.integers(0, ends[-1] if ends.size else 1, 4 * pairs))
     faults = plan.space.decode(np.concatenate([ids(k, k + 1) for k in picked] or [ids(0, 0)]))
     inferred = np.sort(rng.permutation(np.flatnonzero(~engine.identity(faults)))[:pairs])
     image = rng.integers(0, len(engine.images), inferred.size)

@@ -130,7 +130,9 @@ def run(
     found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
     seconds = time.perf_counter() - started
     records.check_count(path, len(answers.ids))
-    ids, ends = np.concatenate(answers.ids), np.cumsum([part.size for part in answers.ids])
+    # None at all, where what is known beforehand bounds every unit.
+    ids = np.concatenate([np.empty(0, np.int64), *answers.ids])
+    ends = np.cumsum([part.size for part in answers.ids], dtype=np.int64)
     checked = campaign.verified(
         plan, engine, path, lambda lo, hi: ids[lo:hi], ends, verify_pairs, measure, answers.identity
     )
