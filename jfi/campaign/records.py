@@ -3,10 +3,12 @@
 ``manifest.json``
     Everything needed to repeat the campaign, written once. ``config`` (the flags), ``hashes`` (of
     weights and data) and ``identity`` (all that decides outcomes) must match for a campaign to go
-    on; other parts (versions, device) may differ.
+    on; other parts (versions, device) may differ. ``forms`` tells dtype and shape of each site, so
+    that a record can be read without the network.
 ``outcomes/00000.parquet`` ...
-    One row a fault, in shards that are written whole or not at all, each with the hash of the
-    identity it was made under. The same rows give the same bytes.
+    One row a fault, with the word it breaks as it is without (``word``; 0 of run-time values), in
+    shards that are written whole or not at all, each with the hash of the identity it was made
+    under. The same rows give the same bytes.
 ``summary.json``
     The estimates, in strict JSON (NaN and infinities become null).
 """

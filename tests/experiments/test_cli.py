@@ -25,6 +25,7 @@ def ended(monkeypatch, main, *arguments: str) -> int:
         (NetError("net 'y' is unknown"), 2, "error: net 'y' is unknown\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt("stopped; go on so"), 130, "error: stopped; go on so\n"),
     ],
 )
 def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, line):
