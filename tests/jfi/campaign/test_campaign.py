@@ -137,7 +137,7 @@ def test_what_first_critical_tells_of_each_image():
     engine = small()
     image, first = np.array([0, 3, 4, 15, 15]), np.array([3, 3, 3, 3, -1])
     assert engine.told(first, image, "full").tolist() == [0, 1, -1, -1, 0]
-    order = engine._order  # nearest to another answer first
+    order = engine.order  # nearest to another answer first
     found = engine.told(np.full(16, order[5]), order, "detect")
     assert found.tolist() == [0] * 5 + [1] + [-1] * 10
 
