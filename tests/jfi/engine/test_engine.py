@@ -283,7 +283,7 @@ def test_what_only_fusing_decides_is_a_near_tie():
     rows = [("in", index, 30, "flip") for index in range(36)]
     faults = jfi.fault_list([row for row in rows for _ in images], network.sites)
     image = np.tile(np.arange(24), 36)
-    for measure in jfi.engine.MEASURES:
+    for measure in engine.MEASURES:
         found = verify.verify(runner, faults, image, measure)
         assert found.disagreements == 0, found.worst
     # And it is no excuse for an engine that is wrong.

@@ -13,6 +13,7 @@ import jax, numpy as np
 import jfi
 from jfi import bits
 from jfi.faults import Faults
+from jfi.engine.engine import MEASURES
 from jfi.hardware.devices import hardware
 
 def conv(x, w, stride):
@@ -42,7 +43,7 @@ for count in (1, 3, 4):
     engine = jfi.Engine(network, images, labels, sites, loop=False, **own)
     engine.make_radii()
     radii[count] = [engine._pruner.starts[k].radii.codes(images).astype(int) for k in range(4)]
-    found[count] = {m: engine.run(faults, m, keep_bits=True) for m in jfi.engine.MEASURES}
+    found[count] = {m: engine.run(faults, m, keep_bits=True) for m in MEASURES}
     looped = jfi.Engine(network, images, labels, sites, loop=True, **own)
     found[count]["loop"] = looped.run(faults, keep_bits=True)
     assert engine.hardware.count == count
