@@ -4,9 +4,9 @@
         --images=128 --sampler=data_aware --verify=2000
 
 injects the faults that the sampler draws, judges each on every image, and writes to --workdir:
-manifest.json (what was run), outcomes/*.parquet (one row a fault), summary.json (estimates with
-margins and intervals), report.md with figures. A fault is critical when it changes the top-1
-answer, against the fault-free network, of at least one image.
+manifest.json (what was run), outcomes/*.parquet (one row a fault), summary.json and estimates.csv
+(estimates with margins and intervals), report.html, report.md with figures. A fault is
+critical when it changes the top-1 answer, against the fault-free network, of at least one image.
 
 A campaign that was stopped, in whatever way, goes on when started again with the same flags; with
 other flags on the same work directory it refuses. --verify, --truth and --memory change no
@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 import nets
-from experiments import cli, data, target
+from experiments import cli, data, report, target
 from jfi.campaign import campaign, records, rounds
 from jfi.campaign.rounds import METHODS
 from jfi.engine import engine, golden
@@ -27,7 +27,7 @@ from jfi.engine.screen import REDUCED
 from jfi.errors import InputError, VerificationError
 from jfi.faults import read_fault_list
 from jfi.networks import sites
-from jfi.report import tables as report
+from jfi.report import tables, tally
 from jfi.sampling.estimates import Estimate
 from jfi.study.live import LiveProgress, stoppable
 
@@ -81,23 +81,6 @@ def config() -> dict:
     return {name: getattr(args, name) for name in CONFIG}
 
 
-def truth_of(workdir: str, here: dict) -> dict[str, float]:
-    """Exhaustive shares by unit from the work directory of another campaign.
-
-    Raises:
-      InputError: it was not exhaustive, or of other faults, weights or images.
-    """
-    there = records.read_manifest(workdir)
-    sampler = there.get("config", {}).get("sampler")
-    if sampler != "exhaustive":
-        raise InputError(f"truth {workdir} was sampled {sampler}, not exhaustive")
-    for part in ("hashes", "sites", "population", "images"):
-        if there.get(part) != here[part]:
-            raise InputError(f"truth {workdir} has other {part}; it must be of the same campaign")
-    found = records.read_summary(workdir)["estimates"]
-    return {unit["unit"]: unit["estimate"] for unit in found}
-
-
 def main() -> int | None:
     """Run the campaign that the flags ask for."""
     args = flags.FLAGS
@@ -117,7 +100,7 @@ def main() -> int | None:
         screen=args.screen, order=target.given(chosen),
     )  # fmt: skip
     manifest = campaign.manifest(plan, runner, config(), {}, chosen)
-    truth = truth_of(args.truth, manifest) if args.truth else None
+    truth = report.truth_of(args.truth, manifest) if args.truth else None
     sampler = campaign.LISTED if args.faults else args.sampler
     workdir = Path(args.workdir or Path("runs", f"{net.name}_{dataset.name}_{sampler}"))
     accuracy = float((runner.golden.top1 == labels).mean())
@@ -145,7 +128,8 @@ def main() -> int | None:
         else:
             summary = despite_wrong(campaign.run, plan, runner, workdir, config(), **options)
     measured = {**earlier, **_measured(summary, network, images, accuracy)}
-    records.write_summary(workdir, {**summary, "measured": measured})
+    worst = _worst(workdir, network)
+    records.write_summary(workdir, {**summary, "measured": measured, "worst": worst})
     return _conclude(workdir, summary, measured, truth)
 
 
@@ -200,14 +184,23 @@ def _measured(summary: dict, network, images, accuracy: float) -> dict:
     return measured
 
 
+def _worst(workdir: Path, network) -> tuple[tally.Word, ...]:
+    """The worst words of a campaign on record, with their numbers before and after the fault."""
+    known = {site.name: site for site in network.parameters}
+    seen = tally.read(workdir, records.read_manifest(workdir))
+    return tally.told(
+        seen.worst, lambda name: network.values(known[name]) if name in known else None
+    )
+
+
 def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) -> int | None:
     """Print the table and the report's place; exit status 1 for a failed verification."""
     estimates = [Estimate(**unit) for unit in summary["estimates"]]
     shown = [e for e in estimates if e.level in ("network", "layer")]
     verify = summary["verify"]
     manifest = records.read_manifest(workdir)
-    print(report.table(shown, truth, report.planned(manifest["config"])))
-    path = report.write_report(workdir, manifest, estimates, verify, truth, measured)
+    print(tables.table(shown, truth, tables.planned(manifest["config"])))
+    paths = report.write(workdir, truth=truth)
     for name, value in measured.items():
         print(f"{name}: {value:,}")
     print(
@@ -215,7 +208,7 @@ def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) 
         f"{verify['near_ties']:,} near-ties, {verify['disagreements']:,} disagree; with 95% "
         f"confidence less than {verify['bound']:.2%} of verdicts are wrong"
     )
-    print(f"report: {path}")
+    print(f"report: {', '.join(map(str, paths))}")
     if verify["disagreements"] and not manifest["screen"]:
         return cli.fail(f"verification failed: {verify['worst']}")
     return None

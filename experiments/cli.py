@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from absl import app, flags, logging
 
@@ -15,14 +16,19 @@ WIDTH = 100  # of the help
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], positional: bool = False) -> None:
     """Parse the flags, run `main`, exit with its status (None is 0).
+
+    With `positional`, `main` takes the list of arguments that are no flags; else there are none.
 
     Bad flags and bad input print `error: ...` on standard error and exit with 2, a failing system
     call (a full disk) with 1, an interrupt with 130. Any other exception is a defect and keeps
     its traceback.
     """
-    app.run(lambda _: _guard(main), flags_parser=_parse)
+    app.run(
+        lambda argv: _guard(partial(main, argv[1:]) if positional else main),
+        flags_parser=partial(_parse, positional=positional),
+    )
 
 
 def fail(error: object, status: int = FAILED) -> int:
@@ -43,17 +49,18 @@ def _guard(main: Callable[[], int | None]) -> int | None:
         return fail(str(error) or "interrupted", INTERRUPTED)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], positional: bool = False) -> list[str]:
     """The flags parser of absl, with our error line, exit status and help."""
     if HELP & set(argv[1:]):
         print(help_text())
         sys.exit(0)
     flags.FLAGS.verbosity = logging.WARNING  # else JAX tells of every backend it tries
+    flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind other arguments
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         sys.exit(fail(error, BAD_INPUT))
-    if len(rest) > 1:
+    if len(rest) > 1 and not positional:
         sys.exit(fail(f"argument {rest[1]!r} is unknown; flags start with --", BAD_INPUT))
     return rest
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {"jfi": {"nets", "experiments", "absl"}, "nets": {"jfi", "experiments", "absl"}}
 # Libraries that are slow to import or optional: loaded by the functions that use them.
 LATE = {"torch", "matplotlib", "pyarrow", "sklearn", "tensorflow", "tensorflow_datasets"}
-LATE |= {"torchax", "keras", "pandas", "equinox", "haiku", "onnx", "onnxruntime", "nir"}
+LATE |= {"torchax", "keras", "pandas", "jinja2", "equinox", "haiku", "onnx", "onnxruntime", "nir"}
 
 
 def modules(package: str) -> list[str]:

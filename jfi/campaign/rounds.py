@@ -109,7 +109,8 @@ def run(
 
     Returns:
       What `jfi.campaign.campaign.run` does, with estimates of the units asked for, whose intervals
-      are the method's, and `rounds`: faults injected in each.
+      are the method's, `rounds`: faults injected in each, and `narrowed`: the network's interval
+      after each, where the method tells it.
 
     Raises:
       InputError: an unknown method, level or measure, or a request out of range; a work directory
@@ -139,6 +140,8 @@ def run(
     units = [_estimate(unit) for unit in found.units]
     summary = campaign.summary(answers.tally, units, checked, answers.ran, seconds)
     summary["rounds"] = found.rounds
+    # The first unit asked for is the network's, where that level is asked for at all.
+    summary["narrowed"] = found.narrowed if units[0].level == "network" else ()
     return campaign.concluded(path, summary, engine)
 
 

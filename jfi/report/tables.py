@@ -1,15 +1,20 @@
-"""The report of a campaign: a table to print, and report.md with its figures."""
+"""The report of a campaign in text: a table to print, report.md with figures, their words."""
 
+import csv
+import html
 import math
 import os
+import warnings as python_warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jfi.networks.sites import told
+from jfi.report.names import clean, cleaned, shortened
 from jfi.sampling.estimates import LEVELS, Estimate
 
-REPORT = "report.md"
+REPORT, TABLE = "report.md", "estimates.csv"
+SAYS_NOTHING = 0.5  # an interval at least so wide
 COLUMNS = ("unit", "population", "injections", "estimate %", "margin %", "interval %")
 TRUTH_COLUMNS = ("truth %", "inside")
 _TITLES = {
@@ -18,6 +23,7 @@ _TITLES = {
     "bit": "Per bit",
     "layer_bit": "Per layer and bit",
 }
+_UNITS = {"network": "network", "layer": "layers", "bit": "bits", "layer_bit": "bits of a layer"}
 _GROUND = ("hashes", "quantile", "precision", "device", "versions")  # of the manifest
 # Samplers that size their sample for some levels only. One in rounds reports only those it met.
 _SIZED_FOR = {"network_wise": ("network",), "layer_wise": ("network", "layer")}
@@ -27,7 +33,27 @@ _INTERVALS = {
     "iterative": "The interval is Clopper-Pearson's, which does not reckon with a campaign that "
     "stops by what it saw.",
 }
-_MOST_ROWS = 200  # longer tables stay in summary.json
+_MOST_DRAWN = 200  # units of a figure: an image has a largest height
+_MOST_ROWS = {"layer": 60, "layer_bit": 12}  # the most critical; the others stay in TABLE
+
+
+def asked(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a campaign; what a library's caller did not name comes from its identity."""
+    identity = manifest.get("identity", {})
+    margin, confidence, t = identity.get("request") or (None, None, None)
+    known = {"error_margin": margin, "confidence": confidence, "t": t}
+    known |= {key: identity.get(key) for key in ("measure", "sampler")}
+    known = {key: value for key, value in known.items() if value is not None}
+    return known | dict(manifest.get("config", {}))
+
+
+def parted(units: Iterable[Estimate]) -> tuple[list[Estimate], list[Estimate]]:
+    """Units whose interval says something, and those without an injection or with one too wide."""
+    known, empty = [], []
+    for e in units:
+        says = e.injections and e.cp_high - e.cp_low < SAYS_NOTHING
+        (known if says else empty).append(e)
+    return known, empty
 
 
 def planned(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,13 +123,13 @@ def sentence(e: Estimate, manifest: Mapping[str, Any], images: int | None = None
         share, injected = f"Exactly {percent(e.estimate)}%", "Every one of them was"
     else:
         share = (
-            f"With {_confidence(config)} confidence between {percent(e.cp_low)}% and "
+            f"With {confidence(config)} confidence between {percent(e.cp_low)}% and "
             f"{percent(e.cp_high)}%"
         )
         injected = f"{e.injections:,} of them were"
     judged = f"of {images:,} predictions" if images and images > 1 else "prediction"
     return (
-        f"{share} of the {e.population:,} {_model(config)} faults in "
+        f"{share} of the {e.population:,} {model(config)} faults in "
         f"{where}the chosen sites of {config.get('net', 'the network')} are critical: they change "
         f"at least one {judged}. {injected} injected."
     )
@@ -115,39 +141,38 @@ def layers_sentence(estimates: Sequence[Estimate], config: Mapping[str, Any]) ->
     layers = sorted(known, key=lambda e: e.estimate, reverse=True)
     named = ", ".join(f"{e.unit} {percent(e.cp_low)}% to {percent(e.cp_high)}%" for e in layers[:5])
     more = f", and {len(layers) - 5} more with lower estimates" if len(layers) > 5 else ""
-    return f"By layer, each with {_confidence(config)} confidence: {named}{more}."
+    return f"By layer, each with {confidence(config)} confidence: {named}{more}."
 
 
 def warnings(
     estimates: Sequence[Estimate], error_margin: float | None, levels: Sequence[str] = LEVELS
 ) -> list[str]:
-    """Where the sample says less than was asked for, one line for each level and reason.
+    """Where the sample says less than was asked for, one line for each reason.
 
     ``levels`` are those `planned` for.
     """
+    unplanned = [e for e in estimates if e.level not in levels]
+    rest = [e for e in estimates if e.level in levels]
+    wide = [e for e in rest if error_margin is not None and _half_width(e) > error_margin]
+    partial = [e for e in rest if e.unsampled > 0]
     found = []
-    for level in LEVELS:
-        units = [e for e in estimates if e.level == level]
-        if units and level not in levels:
-            found.append(
-                f"{_TITLES[level]}: the sampler plans no margin for these units. Their intervals "
-                f"hold, but are as wide as chance left them. Half their width: "
-                f"{_named(units, lambda e: (e.cp_high - e.cp_low) / 2)}."
-            )
-            continue
-        wide = [e for e in units if error_margin is not None and _half_width(e) > error_margin]
-        partial = [e for e in units if e.unsampled > 0]
-        if wide:
-            found.append(
-                f"{_TITLES[level]}: too few injections for the requested margin of "
-                f"{percent(error_margin)}% in {_named(wide, _half_width)}."
-            )
-        if partial:
-            found.append(
-                f"{_TITLES[level]}: part of the population was not sampled; the estimate counts "
-                f"it as not critical, the upper bound as assumed by the sampler, in "
-                f"{_named(partial, lambda e: e.unsampled)}."
-            )
+    if unplanned:
+        found.append(
+            f"The sampler plans no margin for {_counted(unplanned, unplanned)}. Their intervals "
+            "hold, but are as wide as chance left them. Half the width of the widest: "
+            f"{_named(unplanned, lambda e: (e.cp_high - e.cp_low) / 2)}."
+        )
+    if wide:
+        found.append(
+            f"Too few injections for the requested margin of {percent(error_margin)}% in "
+            f"{_counted(wide, estimates)}; the widest: {_named(wide, _half_width)}."
+        )
+    if partial:
+        found.append(
+            f"Part of the population was not sampled in {_counted(partial, estimates)}; the "
+            "estimate counts it as not critical, the upper bound as assumed by the sampler. The "
+            f"largest parts: {_named(partial, lambda e: e.unsampled)}."
+        )
     return found
 
 
@@ -159,7 +184,7 @@ def write_report(
     truth: Mapping[str, float] | None = None,
     measured: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``report.md`` and its figures (PNG) into the work directory.
+    """Write ``report.md``, its figures (PNG) and ``estimates.csv`` into the work directory.
 
     ``manifest`` holds ``config`` (the flags); ``verify`` the counts of the naive re-run;
     ``truth`` maps units to exhaustive values in [0, 1]; ``measured`` holds ``images`` (their
@@ -167,8 +192,13 @@ def write_report(
     a file can't be written.
     """
     workdir, measured = Path(workdir), dict(measured or {})
-    config = manifest.get("config", {})
-    figures, levels = _figures(workdir, estimates, truth), planned(config)
+    write_estimates(workdir / TABLE, estimates, truth)
+    figures = _figures(workdir, estimates, truth)
+    manifest = cleaned({**manifest, "config": asked(manifest)}, _in_markdown)
+    estimates = [e._replace(unit=_in_markdown(e.unit)) for e in estimates]
+    truth = None if truth is None else {_in_markdown(unit): x for unit, x in truth.items()}
+    config = manifest["config"]
+    levels = planned(config)
     parts = [
         f"# Faults in {config.get('net', 'the network')}",
         *[sentence(e, manifest, measured.get("images")) for e in _of(estimates, "network")],
@@ -178,20 +208,44 @@ def write_report(
             for line in warnings(estimates, config.get("error_margin"), levels)
         ],
         *_left_out_part(manifest.get("left_out")),
-        *_workload_part(manifest.get("workload")),
-        *_truth_part(estimates, truth),
+        *workload_part(manifest.get("workload")),
+        *truth_part(estimates, truth),
         *[f"![{title}]({name})" for title, name in figures],
         *_tables(estimates, truth, levels),
-        _interval_words(config),
-        *_verify_part(verify),
+        interval_words(config),
+        *verify_part(verify),
         "## What was run",
         *_facts("Measured", measured),
-        *_facts("Flag", config),
+        *_facts("Flag", {key: value for key, value in config.items() if value is not None}),
         *_facts("Ground", {key: manifest[key] for key in _GROUND if key in manifest}),
     ]
     path = workdir / REPORT
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def write_estimates(
+    path: str | os.PathLike,
+    estimates: Iterable[Estimate],
+    truth: Mapping[str, float] | None = None,
+) -> None:
+    """Write every unit's estimate as CSV, shares in [0, 1]. Raises OSError."""
+    columns = (*Estimate._fields, *(() if truth is None else ("truth",)))
+    # Names of users may hold lone surrogates, which UTF-8 does not.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(columns)
+        for e in estimates:
+            known = () if truth is None else (truth.get(e.unit),)
+            rows.writerow("" if _is_missing(x) else x for x in (*e, *known))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _in_markdown(text: str) -> str:
+    return html.escape(clean(text), quote=False)
 
 
 def _against(e: Estimate, truth: Mapping[str, float]) -> tuple[str, str]:
@@ -214,9 +268,19 @@ def _half_width(e: Estimate) -> float:
 
 def _named(units: Sequence[Estimate], share) -> str:
     """The worst few units with their share."""
-    worst = sorted(units, key=share, reverse=True)[:5]
-    names = ", ".join(f"{e.unit} ({percent(share(e))}%)" for e in worst)
-    return names if len(units) <= 5 else f"{names} and {len(units) - 5} more"
+    worst = sorted(units, key=share, reverse=True)[:3]
+    return ", ".join(f"{e.unit} ({percent(share(e))}%)" for e in worst)
+
+
+def _counted(units: Sequence[Estimate], of: Sequence[Estimate]) -> str:
+    """How many units there are of each level: the network, 2 of 5 layers, 7 of 32 bits."""
+    told = []
+    for level in LEVELS:
+        some, every = len(_of(units, level)), len(_of(of, level))
+        if some:
+            share = f"all {every:,}" if some == every else f"{some:,} of {every:,}"
+            told.append("the network" if level == "network" else f"{share} {_UNITS[level]}")
+    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
 
 
 def _sampler(config: Mapping[str, Any]) -> str:
@@ -224,20 +288,22 @@ def _sampler(config: Mapping[str, Any]) -> str:
     return "" if config.get("faults") else config.get("sampler") or ""
 
 
-def _model(config: Mapping[str, Any]) -> str:
-    model = "listed" if config.get("faults") else config.get("fault_model", "chosen")
+def model(config: Mapping[str, Any]) -> str:
+    """The fault model in words."""
+    model = "listed" if config.get("faults") else config.get("fault_model") or "chosen"
     return str(model).replace("_", "-")
 
 
-def _confidence(config: Mapping[str, Any]) -> str:
-    return f"{100 * config.get('confidence', 0.99):g}%"
+def confidence(config: Mapping[str, Any]) -> str:
+    """The confidence of all intervals, in percent."""
+    return f"{100 * (config.get('confidence') or 0.99):g}%"
 
 
 def _left_out_part(left_out: Mapping[str, str] | None) -> list[str]:
     return [f"> **Note.** Parameters that are no sites: {told(left_out)}."] if left_out else []
 
 
-def _workload_part(workload: Mapping[str, Any] | None) -> list[str]:
+def workload_part(workload: Mapping[str, Any] | None) -> list[str]:
     """What choosing the images saves, and what it may miss."""
     if not workload:
         return []
@@ -257,14 +323,16 @@ def _tells_layers(estimates: Sequence[Estimate], levels: Sequence[str]) -> bool:
     return "layer" in levels and bool(sampled)
 
 
-def _interval_words(config: Mapping[str, Any]) -> str:
+def interval_words(config: Mapping[str, Any]) -> str:
+    """Whose interval is shown."""
     return _INTERVALS.get(
         _sampler(config).partition("_")[0],
         "The interval is Clopper-Pearson's; Wilson's is in `summary.json` beside it.",
     )
 
 
-def _truth_part(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) -> list[str]:
+def truth_part(estimates: Sequence[Estimate], truth: Mapping[str, float] | None) -> list[str]:
+    """How many intervals hold the exhaustive truth."""
     known = [e for e in estimates if truth and e.unit in truth]
     if not known:
         return []
@@ -272,7 +340,8 @@ def _truth_part(estimates: Sequence[Estimate], truth: Mapping[str, float] | None
     return [f"The exhaustive truth lies inside the interval of {held} of {len(known)} units."]
 
 
-def _verify_part(verify: Mapping[str, int] | None) -> list[str]:
+def verify_part(verify: Mapping[str, int] | None) -> list[str]:
+    """A heading, and what the naive re-run said."""
     if not verify or not verify.get("pairs"):
         return ["## Verification", "No pair was re-run."]
     return [
@@ -291,25 +360,44 @@ def _tables(
     parts = []
     for level in LEVELS:
         units = _of(estimates, level)
+        listed, untold = _listed(units, level)
         if units:
             parts.append(f"## {_TITLES[level]}")
-            short = len(units) <= _MOST_ROWS
-            parts.append(
-                _markdown(header, rows(units, truth, levels))
-                if short
-                else f"{len(units):,} units, in `summary.json`."
-            )
-    return parts
+            parts += [_markdown(header, rows(listed, truth, levels))] if listed else []
+            parts += untold
+    return [*parts, f"Every unit is in `{TABLE}`."] if parts else []
+
+
+def _listed(units: Sequence[Estimate], level: str) -> tuple[list[Estimate], list[str]]:
+    """The units worth a row, and in words how many the others are."""
+    known, empty = parted(units)
+    harmless = [e for e in known if not e.critical] if level in ("bit", "layer_bit") else []
+    listed = [e for e in known if e not in harmless]
+    most = _MOST_ROWS.get(level, len(listed))
+    left = len(listed) - most
+    if left > 0:
+        listed = sorted(listed, key=lambda e: -e.estimate)[:most]
+    worst = percent(max((e.cp_high for e in harmless), default=0))
+    told = [
+        (left > 0, f"{left:,} with lower estimates are not listed"),
+        (harmless, f"no critical fault was seen in {len(harmless):,}: at most {worst}% each"),
+        (empty, f"the sample says nothing of {len(empty):,}"),
+    ]
+    words = "; ".join(text for holds, text in told if holds)
+    return listed, [f"Of {len(units):,} {_UNITS[level]}, {words}."] if words else []
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:
-    lines = [(str(key), f"{_plain(value)}") for key, value in facts.items()]
+    lines = [(str(key), f"{plain(value)}") for key, value in facts.items()]
     return [_markdown((title, "Value"), lines)] if lines else []
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of the manifest to read."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
     return f"{value:,.6g}" if isinstance(value, float) else str(value)
 
 
@@ -325,13 +413,17 @@ def _figures(
     """Draw the figures; (title, file name) of each."""
     drawn = []
     for level, draw in (("layer", _draw_layers), ("bit", _draw_bits)):
-        units = [e for e in _of(estimates, level) if e.injections]
+        units, _ = parted(_of(estimates, level))
+        units = units[:_MOST_DRAWN]
         if units:
             title, name = f"Critical faults {_TITLES[level].lower()}", f"{level}.png"
             figure, axes = _canvas(level, len(units))
             draw(axes, units, truth or {})
             axes.set_title(title, loc="left")
-            figure.savefig(workdir / name, dpi=150, metadata={"Software": None})
+            with python_warnings.catch_warnings():
+                # A name may have characters that the font lacks: they are drawn as boxes.
+                python_warnings.filterwarnings("ignore", "Glyph", UserWarning)
+                figure.savefig(workdir / name, dpi=150, metadata={"Software": None})
             drawn.append((title, name))
     return drawn
 
@@ -357,7 +449,8 @@ def _draw_layers(axes, units: Sequence[Estimate], truth: Mapping[str, float]) ->
     x, (below, above) = _points(units, floor)
     axes.errorbar(x, at, xerr=(below, above), **_STYLE)
     _mark_truth(axes, [truth.get(e.unit) for e in units], at, floor, swap=False)
-    axes.set_yticks(at, _short_names([e.unit for e in units]))
+    names = short_names([clean(e.unit) for e in units])
+    axes.set_yticks(at, [shortened(name).replace("$", r"\$") for name in names])
     axes.set_ylim(len(units) - 0.4, -0.6)
     _finish(axes, axes.xaxis, axes.set_xlabel, axes.set_xlim, floor)
 
@@ -425,7 +518,7 @@ def _finish(axes, axis, set_label, set_limit, floor: float) -> None:
     axes.figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=2)
 
 
-def _short_names(names: Sequence[str]) -> list[str]:
+def short_names(names: Sequence[str]) -> list[str]:
     """Site names without the leading and trailing parts that all of them share."""
     parts = [name.split("/") for name in names]
     if len(parts) < 2:

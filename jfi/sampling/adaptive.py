@@ -88,7 +88,8 @@ def _run(
     parts = make(space, leaves)
     watches = [_watch(space, parts, unit, request) for unit in asked]
     drawn = Drawn(np.zeros_like(parts.size), np.zeros_like(parts.size))
-    keys, rounds = shuffle.keys(seed, len(parts.size)), []
+    keys, rounds, narrowed = shuffle.keys(seed, len(parts.size)), [], []
+    whole = space.stratum_size(asked[0].site, asked[0].bit)
     while not all(watch.met for watch in watches):
         guess = guesses(parts, drawn)
         left = parts.size - drawn.injections
@@ -101,7 +102,9 @@ def _run(
         watches = [_look(watch, parts, drawn, draw, request.confidence) for watch in watches]
         drawn = _counted(drawn, draw)
         rounds.append(len(stratum))
-    return Result(tuple(_interval(space, watch, drawn) for watch in watches), tuple(rounds))
+        narrowed.append((watches[0].low / whole, watches[0].high / whole))
+    units = tuple(_interval(space, watch, drawn) for watch in watches)
+    return Result(units, tuple(rounds), tuple(narrowed))
 
 
 def _watch(space: FaultSpace, parts: Strata, unit: Unit, request: Request) -> Watch:

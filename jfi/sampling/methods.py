@@ -47,10 +47,13 @@ class Result(NamedTuple):
     """What a method found: an interval a unit, in the order of the levels asked for.
 
     rounds: faults injected in each round.
+    narrowed: after each round, the interval (low, high) of the first unit; none where a method
+        tells intervals at its end alone.
     """
 
     units: tuple[Interval, ...]
     rounds: tuple[int, ...]
+    narrowed: tuple[tuple[float, float], ...] = ()
 
     @property
     def injections(self) -> int:

@@ -270,4 +270,4 @@ def test_the_same_campaign_draws_the_same_figure(tmp_path):
     ],
 )
 def test_layer_names_lose_only_what_all_of_them_share(names, short):
-    assert report._short_names(names) == short
+    assert report.short_names(names) == short
