@@ -81,7 +81,7 @@ def shade(share: float) -> float:
 
 
 def _step(width: float) -> float:
-    """The step of 1, 2 or 5 times a power of ten that gives three to six ticks."""
-    rough = width / 4
+    """The step of 1, 2 or 5 times a power of ten that gives three to eight ticks."""
+    rough = width / 5
     power = 10.0 ** math.floor(math.log10(rough))
     return next(k * power for k in (1, 2, 5, 10) if k * power >= rough * 0.999)

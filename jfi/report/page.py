@@ -130,7 +130,8 @@ def _asked(run: Finished) -> list[tuple[str, str]]:
         ("Faults", f"{tables.model(config)} faults, {population:,} of them; {injected:,} injected, "
          f"{_how_drawn(config)}"),
         ("Images", f"{images:,}{dataset}{chosen}"),
-        ("Confidence", tables.confidence(config) + _margin(config)),
+        ("Confidence", "not needed, every fault was injected" if _is_exact(run)
+         else tables.confidence(config) + _margin(config)),
         ("Critical", "a fault that changes the top-1 answer, against the network without a fault, "
          "of at least one image"),
     ]  # fmt: skip
@@ -139,9 +140,7 @@ def _asked(run: Finished) -> list[tuple[str, str]]:
 
 def _margin(config: Mapping[str, Any]) -> str:
     margin = config.get("error_margin")
-    if not margin or config.get("faults") or config.get("sampler") == "exhaustive":
-        return ""
-    return f", with a margin of {percent(margin)}% wanted"
+    return f", with a margin of {percent(margin)}% wanted" if margin else ""
 
 
 def _how_drawn(config: Mapping[str, Any]) -> str:
@@ -276,26 +275,37 @@ def _image_name(start: int, size: int) -> str:
 def _narrowed(run: Finished) -> dict[str, Any]:
     found = narrowing.steps(run.manifest, run.summary, run.estimates, run.seen)
     if len(found) < 2:
-        whole = run.units("network")
-        exact = bool(whole) and whole[0].injections == whole[0].population
-        return {"bars": [], "exact": exact}
+        return {"bars": [], "exact": _is_exact(run)}
     first, last = found[0], found[-1]
     informed = [s for s in found if s.high - s.low < 0.5] or [last]
     scale = around([s.low for s in informed], [s.high for s in informed])
     return {
         "axis": scale,
         "bars": [
-            {"label": f"{step.injections:,}",
+            {"label": _short(step.injections) if k % (-(-len(found) // 8)) == 0 else "",
              "title": f"after {step.injections:,} injections: {percent(step.low)}% to "
                       f"{percent(step.high)}%",
              "mark": mark(scale, step.estimate, step.low, step.high)}
-            for step in found
+            for k, step in enumerate(found)
         ],
         "first": f"{percent(first.low)}% to {percent(first.high)}%",
         "last": f"{percent(last.low)}% to {percent(last.high)}%",
         "rounds": "rounds" in run.summary,
         "times": f"{(first.high - first.low) / max(last.high - last.low, 1e-12):,.1f}",
     }  # fmt: skip
+
+
+def _short(number: int) -> str:
+    """Three digits at most: 950, 7.5k, 58k, 1.2M."""
+    for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= power:
+            return f"{number / power:.{1 if number < 10 * power else 0}f}{letter}"
+    return str(number)
+
+
+def _is_exact(run: Finished) -> bool:
+    """Whether every fault of the population was injected."""
+    return run.summary["injections"] == run.summary["population"]
 
 
 def _warnings(run: Finished) -> list[str]:
@@ -314,11 +324,11 @@ def _warnings(run: Finished) -> list[str]:
 
 
 def _sure(run: Finished, truth: Mapping[str, float] | None) -> list[str]:
-    heading, *text = tables.verify_part(run.summary.get("verify"))
-    del heading
+    text = tables.verify_part(run.summary.get("verify"))[1:]
     worst = (run.summary.get("verify") or {}).get("worst")
     found = [*text, *([f"The worst of them: {worst}."] if worst else [])]
-    return [*found, tables.interval_words(run.config), *tables.truth_part(run.estimates, truth)]
+    how = [] if _is_exact(run) else [tables.interval_words(run.config)]
+    return [*found, *how, *tables.truth_part(run.estimates, truth)]
 
 
 def _repeat(run: Finished) -> list[tuple[str, list[tuple[str, str]]]]:
