@@ -1,5 +1,6 @@
 """What the report says, against estimates whose reading is known."""
 
+import csv
 import math
 import struct
 
@@ -105,14 +106,20 @@ def test_the_network_is_put_in_words():
 def test_warnings_name_small_samples_and_unsampled_parts():
     assert report.warnings([unit(margin=0.0099, low=0.02, high=0.04)], 0.01) == []
     (small,) = report.warnings([unit()], 0.01)
-    assert "requested margin of 1.000% in network" in small
+    assert "requested margin of 1.000% in the network; the widest: network (" in small
     # No critical fault seen: the margin is 0 and the interval is not.
     assert report.warnings([unit(margin=0.0, low=0.0, high=0.5)], 0.01)
     (partial,) = report.warnings([unit(unsampled=0.25)], None)
     assert "not sampled" in partial
-    assert "network (25.000%)" in partial
+    assert "in the network" in partial and "network (25.000%)" in partial
     (many,) = report.warnings([unit(level="bit", unit=f"bit {b}") for b in range(32)], 0.01)
-    assert "and 27 more" in many
+    assert "in all 32 bits; the widest: bit 0 (" in many and many.count("bit ") == 3
+    few = [
+        unit(level="bit", unit=f"bit {b}", margin=0.02 * (b < 3), low=0.0, high=0.0)
+        for b in range(9)
+    ]
+    (both,) = report.warnings([*few, unit()], 0.01)
+    assert "in the network and 3 of 9 bits" in both
 
 
 def layer(name, estimate, **changes):
@@ -164,7 +171,8 @@ def test_a_network_wise_sample_defends_no_margin_of_a_layer(tmp_path):
     assert all(row[3] != "-" and " .. " in row[5] for row in rows)
     (network,) = (cells(line) for line in text.splitlines() if line.startswith("| network |"))
     assert float(network[4]) > 0
-    assert "> **Note.** Per layer: the sampler plans no margin for these units." in text
+    assert "> **Note.** The sampler plans no margin for all 2 layers, all 32 bits" in text
+    assert text.count("**Note.**") == 1
     assert "By layer" not in text
     table = report.table(found[:3], levels=("network",)).splitlines()
     assert [line.split()[4] for line in table[2:]] == ["-", "-"]
@@ -192,6 +200,15 @@ def test_an_exhaustive_campaign_has_nothing_to_be_confident_of(tmp_path):
     text = report.write_report(tmp_path, {"config": {"sampler": "exhaustive"}}, whole).read_text()
     assert "By layer" not in text
     assert "Note" not in text
+
+
+def test_names_of_users_break_neither_text_nor_figure(tmp_path):
+    name = "a|<b>\x00\n$x_{ 漢\ud800"
+    found = [e._replace(unit=e.unit.replace(SITES[0], name)) for e in estimates()]
+    text = report.write_report(tmp_path, {"config": {"net": name}}, found).read_text("utf-8")
+    assert "&lt;b&gt;\\x00\\x0a$x_{ 漢\\ud800" in text and "\x00" not in text and "<b>" not in text
+    assert "| a\\|&lt;b" in text
+    assert png_size(tmp_path / "layer.png")[0] == 1200
 
 
 def png_size(path):
@@ -226,7 +243,14 @@ def test_the_report_holds_all_of_it(tmp_path):
         assert words in text
     assert "weights: ab12" in text
     assert "strata" not in text
-    assert "| bit 5 | 10,000 | 0 | - | - | 0.000 .. 100.000 |" in text
+    # What says nothing is counted, and told in full in the table beside the report.
+    assert "| bit 5 " not in text and "0.000 .. 100.000" not in text
+    assert "Of 32 bits, no critical fault was seen in 29: at most " in text
+    assert "; the sample says nothing of 1." in text
+    with open(tmp_path / "estimates.csv", newline="") as file:
+        table = {row["unit"]: row for row in csv.DictReader(file)}
+    assert len(table) == len(estimates()) and table["bit 5"]["estimate"] == ""
+    assert table["bit 5"]["cp_high"] == "1.0" and float(table["bit 30"]["truth"]) > 0
     # Every line of a table has the cells of its header.
     blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
     assert all(len({line.replace("\\|", "").count("|") for line in b}) == 1 for b in blocks)
