@@ -20,6 +20,8 @@ from jfi.campaign import records
 from jfi.errors import InputError
 from jfi.report import finished, page, tables
 
+RUN = {"positional": True}  # how `cli.run` is to start it
+
 
 def define_flags() -> None:
     """Flags of this script."""
@@ -44,7 +46,7 @@ def write(
 ) -> tuple[Path, Path]:
     """Write the page and report.md of a run; their paths."""
     there = finished.read(run)
-    html = page.write(run, others, command=command(there.manifest["config"]), truth=truth)
+    html = page.write(run, others, command=command(there.manifest.get("config", {})), truth=truth)
     verify, measured = (there.summary.get(part) for part in ("verify", "measured"))
     text = tables.write_report(run, there.manifest, there.estimates, verify, truth, measured)
     return html, text
@@ -84,4 +86,4 @@ def _flag(name: str, value: Any) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main, positional=True)
+    cli.run(main, **RUN)

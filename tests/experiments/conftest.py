@@ -36,7 +36,7 @@ def run_script(module: ModuleType, *arguments: str) -> Ended:
     ):
         try:
             module.define_flags()
-            cli.run(module.main)
+            cli.run(module.main, **getattr(module, "RUN", {}))
         finally:
             flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
     return Ended(stop.value.code or 0, out.getvalue(), err.getvalue())
