@@ -156,6 +156,8 @@ def _how_drawn(config: Mapping[str, Any]) -> str:
 def _told(e: Estimate) -> str:
     if not e.injections:
         return "not sampled"
+    if e.injections == e.population:
+        return f"{percent(e.estimate)}% (exact)"
     return f"{percent(e.estimate)}% ({percent(e.cp_low)}% to {percent(e.cp_high)}%)"
 
 

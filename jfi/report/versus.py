@@ -85,6 +85,8 @@ def _plain(value: Any, part: str) -> str:
 def _value(e: Estimate | None) -> str:
     if e is None:
         return "not told"
+    if e.injections == e.population:
+        return f"{percent(e.estimate)}% (exact)"
     return f"{percent(e.estimate)}% ({percent(e.cp_low)} to {percent(e.cp_high)})"
 
 
