@@ -128,7 +128,7 @@ def main() -> int | None:
         else:
             summary = despite_wrong(campaign.run, plan, runner, workdir, config(), **options)
     measured = {**earlier, **_measured(summary, network, images, accuracy)}
-    worst = _worst(workdir, network)
+    worst = tally.worst(workdir, network)
     records.write_summary(workdir, {**summary, "measured": measured, "worst": worst})
     return _conclude(workdir, summary, measured, truth)
 
@@ -182,15 +182,6 @@ def _measured(summary: dict, network, images, accuracy: float) -> dict:
             "verdicts_per_golden_inference": round(rate / golden_rate, 2),
         }
     return measured
-
-
-def _worst(workdir: Path, network) -> tuple[tally.Word, ...]:
-    """The worst words of a campaign on record, with their numbers before and after the fault."""
-    known = {site.name: site for site in network.parameters}
-    seen = tally.read(workdir, records.read_manifest(workdir))
-    return tally.told(
-        seen.worst, lambda name: network.values(known[name]) if name in known else None
-    )
 
 
 def _conclude(workdir: Path, summary: dict, measured: dict, truth: dict | None) -> int | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jfi import bits
 from jfi.campaign import records
+from jfi.networks.sites import Network
 
 WORST = 10  # words that are listed
 STEPS = 8  # parts of a sample, for how the estimate narrowed
@@ -65,6 +66,13 @@ def read(workdir: str | os.PathLike, manifest: Mapping[str, Any]) -> Seen:
         worst = _worst([*worst, *_words(shard, sites)])
     total = int(injected.sum()), int(revealed.sum())
     return Seen(*total, tuple(worst), by_image, every and total[0] > 0, injected, revealed)
+
+
+def worst(workdir: str | os.PathLike, network: Network) -> tuple[Word, ...]:
+    """The worst words of a campaign on record, with their numbers before and after the fault."""
+    known = {site.name: site for site in network.parameters}
+    seen = read(workdir, records.read_manifest(workdir))
+    return told(seen.worst, lambda name: network.values(known[name]) if name in known else None)
 
 
 def told(words: Sequence[Word], golden: Callable[[str], np.ndarray | None]) -> tuple[Word, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from jfi import bits
 from jfi.campaign import records
 from jfi.errors import InputError
-from jfi.report import tables
+from jfi.report import page, tables
 from jfi.sampling.estimates import Estimate
 
 SHOWN = 40  # most rows of the table of a result; `estimates` has all
@@ -100,7 +100,7 @@ class Result:
         return pandas.DataFrame(columns)
 
     def report(self) -> list[str]:
-        """Write `report.md` and its figures into the work directory; their paths.
+        """Write `report.html`, `report.md` and its figures into the work directory; their paths.
 
         Raises:
           OSError: a file can't be written.
@@ -110,7 +110,8 @@ class Result:
         path = tables.write_report(
             self.workdir, self.manifest, self._units(), verify, None, measured
         )
-        return [str(path), *map(str, sorted(self.workdir.glob("*.png")))]
+        figures = sorted(self.workdir.glob("*.png"))
+        return [*map(str, (page.write(self.workdir), path, *figures))]
 
     def __repr__(self) -> str:
         shown, more = self._shown()

@@ -18,6 +18,7 @@ from jfi.engine.engine import Engine, check_labels, check_measure
 from jfi.errors import InputError, VerificationError, kind
 from jfi.faults import Site
 from jfi.networks.sites import Network
+from jfi.report import tally
 from jfi.sampling import methods
 from jfi.sampling.sampling import SAMPLERS, Request
 from jfi.study.live import LiveProgress, stoppable
@@ -170,7 +171,9 @@ class Study:
         pairs = dict(found["pairs"])
         if self.labels is None:  # nothing is correct or not
             pairs.pop("correct", None)
-        records.write_summary(path, {**found, "pairs": pairs, "measured": measured})
+        worst = tally.worst(path, self.network)
+        own = {"pairs": pairs, "measured": measured, "worst": worst}
+        records.write_summary(path, {**found, **own})
         if wrong is not None:
             raise wrong
 

@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +109,10 @@ def test_a_unit_without_injections_is_shown(door, tmp_path):
     found = door.run("data_aware", workdir=tmp_path, progress=False, error_margin=0.2, verify=0)
     assert None in [u["estimate"] for u in found.summary["estimates"]]
     assert found.estimates("bit")["estimate"].isna().any()
-    assert found.report()[0].endswith("report.md")
-    assert len(found.report()) == 3
+    html, text, *figures = found.report()
+    assert html.endswith("report.html") and text.endswith("report.md")
+    assert len(figures) == 2
+    assert "<h2>" in Path(html).read_text()
     assert "first" in repr(found)
 
 
