@@ -246,6 +246,15 @@ def test_without_labels_accuracy_is_left_out(whole, unlabelled):
     assert np.flatnonzero(golden.argmax(1) != faulty.argmax(1)).tolist() == one.images
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("way", "sampler"),
     [("raised", "adaptive"), ("pressed", "network_wise"), ("pressed twice", "adaptive")],
