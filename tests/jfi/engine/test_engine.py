@@ -185,7 +185,7 @@ def test_detect_presents_a_chosen_workload_as_it_is_given(monkeypatch):
     bits = np.unpackbits(whole.run(faults, keep_bits=True).critical_bits, axis=1)[:, : len(IMAGES)]
     rows = np.random.default_rng(0).permutation(len(IMAGES))[:7]
     network, pick = whole.network, whole.images[rows]
-    runner = jfi.Engine(network, pick, LABELS[rows], whole.sites, order=np.arange(7))
+    runner = jfi.Engine(network, pick, LABELS[rows], whole.sites, order=np.arange(7), loop=False)
     done = runner.run(faults, "detect")
     hit = bits[:, rows].astype(bool)
     first = np.where(hit.any(1), hit.argmax(1), -1)
