@@ -13,7 +13,7 @@ import numpy as np
 from experiments import machine
 from jfi import bits
 from jfi.campaign import records
-from jfi.engine.engine import Engine, take
+from jfi.engine.engine import MEMORY, Engine, take
 from jfi.engine.golden import golden_run
 from jfi.engine.prune import Pruner
 from jfi.engine.radii import GROUP
@@ -85,7 +85,7 @@ def profile(runner: Engine, faults: Faults, measure: str) -> dict:
         network = runner.network
         leaves = {n: network.positions[site.name] for n, site in enumerate(runner.sites)}
         pruner = Pruner(
-            network.program, network.leaves, leaves, runner.images, runner.hardware, kept=0
+            network.program, network.leaves, leaves, runner.images, runner.hardware, MEMORY
         )
         pieces = _pruned_pieces(runner, pruner)
         stages["golden values and bound maps"] = median_seconds(_maps(runner, pruner))

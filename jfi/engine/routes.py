@@ -15,9 +15,11 @@ from jfi.networks.program import Program, dependents, flops, nbytes, section
 MOVE = 100  # operations in the time that a byte of the largest value takes on its way
 EQUATION = 3 << 30  # in the time that compiling one equation takes, for faults in one site
 CALL = 1 << 23  # in the time that one call takes
-HOST = 1 << 17  # in the time that a pair takes on the host which may leave before the logits
+HOST = 1 << 18  # in the time that a pair takes on the host which may leave before the logits
+LISTED = 1 << 14  # in that of a pair which may not
 BOUNDS = 12  # programs as long as the network's to compile, before anything is certified
-CERTIFIED = 0.5  # share of pairs that a bound is hoped to certify
+CERTIFIED = 0.5  # share of pairs that a cut is hoped to certify
+RADII = 0.9  # share of pairs that radii are hoped to certify: 92 to 97% of dense nets and LeNets
 CLOSE = 0.35  # a suffix that takes less than this share of the network's work is the faster way
 
 
@@ -74,10 +76,10 @@ class Ways:
 
     def _spared(self, parts: Split) -> float:
         """Operations that bounds are hoped to spare a pair of a site."""
-        plain = min(self.whole, work(parts.flops, parts.live))
+        plain = LISTED + min(self.whole, work(parts.flops, parts.live))
         left = HOST + plain * (1 - CERTIFIED * self._after_cut(parts.source))
         if certify.product(self._program, parts.source) is not None:  # it may have radii
-            left *= 1 - CERTIFIED
+            left *= 1 - RADII
         return plain - left
 
     def _after_cut(self, leaf: int) -> float:

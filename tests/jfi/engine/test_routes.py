@@ -142,7 +142,7 @@ def test_many_faults_are_not_looped(monkeypatch):
     endless = dict.fromkeys(every, 10**9)
     told = {SITES[site].name for site in ways.bounded(endless, parts)}
     assert told == {"enter", "again", "coarse"}  # tanh comes after them; after the table, nothing
-    monkeypatch.setattr(routes, "HOST", 1 << 17)
+    monkeypatch.setattr(routes, "HOST", 1 << 18)
     assert not ways.bounded(endless, parts)  # none of these pairs takes as long as its listing
     monkeypatch.setattr(routes, "HOST", 0)
     runner, faults = engine(), some_faults(1)
