@@ -199,6 +199,7 @@ def test_spikes_in_a_cycle_come_back_one_step_later():
 def test_snntorch_gives_the_same_spikes():
     torch, snn = pytest.importorskip("torch"), pytest.importorskip("snntorch")
     pytest.importorskip("nirtorch")
+    from snntorch import utils
     from snntorch.export_nir import export_to_nir
 
     torch.manual_seed(0)
@@ -215,8 +216,8 @@ def test_snntorch_gives_the_same_spikes():
         ),
     )
     images = spikes(8, 20, 6)
-    graph = export_to_nir(net, torch.from_numpy(images[:, 0]))
-    snn.utils.reset(net)
+    graph = export_to_nir(net, torch.from_numpy(images[0, 0]))
+    utils.reset(net)
     with torch.no_grad():
         wanted = sum(net(torch.from_numpy(images[:, t])) for t in range(20)).numpy()
     assert wanted.max() > 2 and wanted.std() > 0
