@@ -64,7 +64,8 @@ def test_batches_do_not_matter_and_integers_have_no_gradient(monkeypatch):
     parts = scores.sensitivity(network, images, network.sites)
     for site, a, b in zip(network.sites, whole, parts, strict=True):
         assert a.shape == (2, site.words)
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+        # One of the leaves is of float16: sums over other batches round by its epsilon.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=np.finfo(np.float16).eps * b.max())
     names = [site.name for site in network.sites]
     assert (whole[names.index("q")] == 1).all()
     assert (whole[names.index("w")].max(axis=0) > 0).all()
