@@ -64,7 +64,8 @@ import nets
 from experiments import cli, costs, data, machine, target, turns, zoo, zoo_table
 from experiments.turns import Paced, Row, Turn, block, fastest, ratio, take_turns
 from jfi import bits
-from jfi.engine.engine import MEASURES, Engine
+from jfi.engine.engine import Engine
+from jfi.engine.inputs import MEASURES
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 from jfi.hardware.compiling import jit

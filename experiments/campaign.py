@@ -21,8 +21,9 @@ import nets
 from experiments import cli, data, report, target
 from jfi.campaign import campaign, records, rounds
 from jfi.campaign.rounds import METHODS
-from jfi.engine import engine, golden
+from jfi.engine import golden
 from jfi.engine.engine import Engine
+from jfi.engine.inputs import MEASURES, check_measure
 from jfi.engine.screen import REDUCED
 from jfi.errors import InputError, VerificationError
 from jfi.faults import read_fault_list
@@ -56,7 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "measure",
         "full",
-        list(engine.MEASURES),
+        list(MEASURES),
         "What is asked of a fault: its outcome class on every image (full); whether it is critical "
         "for each image, with proofs in place of inference where they hold (critical); only "
         "whether it is critical for any image (detect).",
@@ -86,7 +87,7 @@ def main() -> int | None:
     args = flags.FLAGS
     if args.keep_bits and args.measure == "detect":
         raise InputError("keep_bits needs the measure critical or full; detect tells no images")
-    engine.check_measure(args.measure, args.screen)
+    check_measure(args.measure, args.screen)
     dataset = data.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
     images, labels = target.workload(net, dataset, args.images)

@@ -13,11 +13,11 @@ import numpy as np
 from experiments import machine
 from jfi import bits
 from jfi.campaign import records
-from jfi.engine.engine import MEMORY, Engine, take
+from jfi.engine.engine import MEMORY, Engine
 from jfi.engine.golden import golden_run
 from jfi.engine.prune import Pruner
 from jfi.engine.radii import GROUP
-from jfi.faults import Faults
+from jfi.faults import Faults, take
 from jfi.hardware.chunks import chunks, filled_up
 
 REPEATS = 3

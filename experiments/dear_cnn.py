@@ -51,9 +51,9 @@ from jfi import select
 from jfi.campaign import campaign, detection, records
 from jfi.campaign.campaign import Plan
 from jfi.campaign.detection import Curves, Verdicts
-from jfi.engine.engine import Engine, take
+from jfi.engine.engine import Engine
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS
+from jfi.faults import FAULT_MODELS, take
 from jfi.workload import expected, workload
 from jfi.workload.embedding import embedding
 from jfi.workload.workload import METRICS, Pass, Selection

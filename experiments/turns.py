@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jfi.engine.engine import take
-from jfi.faults import Faults, FaultSpace
+from jfi.faults import Faults, FaultSpace, take
 
 SWEEP_SECONDS = 1.0  # for each setting of a row
 

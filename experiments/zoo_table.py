@@ -24,11 +24,12 @@ import numpy as np
 import jfi
 from experiments import machine, turns, zoo
 from jfi import bits
-from jfi.engine.engine import MEASURES, Engine, by_site, take, unchanged
-from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
+from jfi.engine.engine import Engine
+from jfi.engine.inputs import MEASURES
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site, by_site, take
 from jfi.hardware.chunks import chunks, filled_up
 from jfi.hardware.compiling import jit
-from jfi.networks.sites import Network
+from jfi.networks.sites import Network, unchanged
 
 LONGER = 10  # times as many faults as in a short campaign
 MAPPED, VMAPPED = 256, 8  # faults of one call

@@ -9,7 +9,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,6 +202,18 @@ class FaultSpace:
     @cached_property
     def _starts(self) -> np.ndarray:
         return self._ends - self.site_sizes
+
+
+def take(faults: Faults, rows) -> Faults:
+    """The faults of these rows."""
+    return Faults(*(column[rows] for column in faults))
+
+
+def by_site(faults: Faults, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(site, the `rows` of its faults) for every site that occurs."""
+    sites = faults.site[rows]
+    for number in np.unique(sites):
+        yield int(number), rows[sites == number]
 
 
 def check_faults(faults: Faults, sites: Sequence[Site]) -> Faults:

@@ -17,15 +17,16 @@ import numpy as np
 
 from jfi import outcomes
 from jfi.campaign import records
-from jfi.engine.engine import Engine, check_measure, golden_words, take
+from jfi.engine.engine import Engine
+from jfi.engine.inputs import check_measure
 from jfi.engine.verify import Verification, verify
 from jfi.errors import InputError, VerificationError
-from jfi.faults import FAULT_MODELS, Faults, FaultSpace, check_faults
+from jfi.faults import FAULT_MODELS, Faults, FaultSpace, check_faults, take
 from jfi.hardware import compiling
 from jfi.hardware.chunks import chunks
 from jfi.hardware.devices import host
 from jfi.networks import program, sites, taps
-from jfi.networks.sites import Network
+from jfi.networks.sites import Network, golden_words
 from jfi.sampling import estimates
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.sampling import SAMPLERS, Request, Sample, Stratum, check, strata_cells

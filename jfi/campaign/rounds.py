@@ -18,7 +18,8 @@ import numpy as np
 from jfi import bits
 from jfi.campaign import campaign, records
 from jfi.campaign.campaign import Plan, Progress, Tally
-from jfi.engine.engine import Engine, check_measure
+from jfi.engine.engine import Engine
+from jfi.engine.inputs import check_measure
 from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.hardware.chunks import chunks
 from jfi.networks import scores, sites

@@ -5,6 +5,7 @@ not on the clock: a campaign that goes on takes the ways it took before. Where a
 programs of a site come close and there is much to do they are timed, once (`tuning.kept`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -19,7 +20,7 @@ HOST = 1 << 18  # in the time that a pair takes on the host which may leave befo
 LISTED = 1 << 14  # in that of a pair which may not
 BOUNDS = 12  # programs as long as the network's to compile, before anything is certified
 CERTIFIED = 0.5  # share of pairs that a cut is hoped to certify
-RADII = 0.9  # share of pairs that radii are hoped to certify: 92 to 97% of dense nets and LeNets
+RADII = 0.95  # share of pairs that radii are hoped to certify: 92 to 99% of dense nets and LeNets
 CLOSE = 0.35  # a suffix that takes less than this share of the network's work is the faster way
 
 
@@ -33,6 +34,16 @@ class Ways:
 
     def __init__(self, program: Program, images: int):
         self._program, self._images = program, images
+        self._expected = Counter[int]()
+        self._bounded: frozenset[int] = frozenset()
+
+    def expect(self, faults: Mapping[int, int]) -> None:
+        """Say how many faults there are to run in all, by site."""
+        self._expected = Counter(faults)
+
+    def expected(self, site: int, faults: int) -> int:
+        """How many faults a site has in all, of which so many are to be run now."""
+        return max(faults, self._expected[site])
 
     @cached_property
     def whole(self) -> int:
@@ -59,20 +70,22 @@ class Ways:
         return work(parts.flops, parts.live) > CLOSE * self.whole
 
     def bounded(self, faults: Mapping[int, int], parts: Callable[[int], Split]) -> frozenset[int]:
-        """The sites where bounds spare more than they cost.
+        """The sites where bounds spare more than they cost, those found before among them.
 
         Args:
-          faults: how many there are, by site.
+          faults: how many there are to be run now, by site; more may be expected.
           parts: the split at a site's parameter.
         """
+        faults = Counter(faults) | self._expected
         many = {site: n for site, n in faults.items() if not self.are_few(n)}
         spared = {
             site: n * self._images * self._spared(parts(site)) - self.compiling
             for site, n in many.items()
         }
         found = frozenset(site for site, operations in spared.items() if operations > 0)
-        pays = sum(spared[site] for site in found) > BOUNDS * self.compiling
-        return found if pays else frozenset()
+        if sum(spared[site] for site in found) > BOUNDS * self.compiling:
+            self._bounded |= found
+        return self._bounded
 
     def _spared(self, parts: Split) -> float:
         """Operations that bounds are hoped to spare a pair of a site."""

@@ -15,10 +15,10 @@ import numpy as np
 from scipy import stats
 
 from jfi import bits
-from jfi.engine.engine import Engine, take
+from jfi.engine.engine import Engine
 from jfi.engine.golden import allowances
 from jfi.engine.rounding import close, overflows, rounding
-from jfi.faults import Faults
+from jfi.faults import Faults, take
 from jfi.hardware.chunks import chunks
 from jfi.hardware.compiling import jit
 from jfi.networks import scans, taps

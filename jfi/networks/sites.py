@@ -1,16 +1,16 @@
 """A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.extend import core
 
-from jfi.bits import has_words
+from jfi import bits
 from jfi.errors import InputError, kind
-from jfi.faults import MODEL_SITES, Site
+from jfi.faults import MODEL_SITES, Faults, Site, by_site
 from jfi.hardware.devices import is_key
 from jfi.networks import scans, taps
 from jfi.networks.program import PRODUCTS, Program, dependents, trace
@@ -100,7 +100,7 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     apply = _full_precision(apply)
     program = trace(apply, params, image)
     used = _used(program)
-    positions = {names[number]: number for number in used if has_words(leaves[number].dtype)}
+    positions = {names[number]: number for number in used if bits.has_words(leaves[number].dtype)}
     left_out = {
         name: f"{leaf.dtype} words can't be broken" if k in used else "the logits do not need it"
         for k, (name, leaf) in enumerate(zip(names, leaves, strict=True))
@@ -179,6 +179,27 @@ def listable(network: Network) -> tuple[Site, ...]:
     """What a fault list may name: every site, and run-time values at one step (`NAME@step`)."""
     transient = (taps.site(tap, taps.DRAWN) for tap in network.taps.values())
     return (*network.sites, *transient)
+
+
+def unchanged(network: Network, sites: Sequence[Site], faults: Faults) -> np.ndarray:
+    """bool [F]: the fault in a parameter leaves its word as it is."""
+    same = np.zeros(faults.site.size, bool)
+    for number, rows in by_site(faults, np.arange(faults.site.size)):
+        if sites[number].name in network.positions:
+            golden = network.values(sites[number]).ravel()[faults.index[rows]]
+            faulty = bits.faulty(golden, faults.bit[rows], faults.polarity[rows])
+            same[rows] = bits.to_bits(golden) == bits.to_bits(faulty)
+    return same
+
+
+def golden_words(network: Network, sites: Sequence[Site], faults: Faults) -> np.ndarray:
+    """uint64 [F]: the word that each fault breaks, as it is without; 0 of a run-time value."""
+    words = np.zeros(faults.site.size, np.uint64)
+    for number, rows in by_site(faults, np.arange(faults.site.size)):
+        if sites[number].name in network.positions:
+            golden = network.values(sites[number]).ravel()[faults.index[rows]]
+            words[rows] = bits.to_bits(golden)
+    return words
 
 
 def check_sites(network: Network, sites: Iterable[Site]) -> tuple[Site, ...]:

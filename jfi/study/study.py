@@ -14,7 +14,8 @@ from jfi.adopt import adopt, batch, pytorch
 from jfi.campaign import campaign, records, rounds
 from jfi.campaign.campaign import Plan, Progress
 from jfi.campaign.rounds import METHODS
-from jfi.engine.engine import Engine, check_labels, check_measure
+from jfi.engine.engine import Engine
+from jfi.engine.inputs import check_labels, check_measure
 from jfi.errors import InputError, VerificationError, kind
 from jfi.faults import Site
 from jfi.networks.sites import Network
@@ -87,7 +88,7 @@ class Study:
             injections (README, Samplers). Strata by layer and bit alone are `adaptive_cell`.
           error_margin, confidence: what the estimates are to hold to.
           workdir: where the record is; by default `runs/<name>_<sampler>`.
-          measure: of `jfi.engine.engine.MEASURES`; by default `critical`: it tells for which
+          measure: of `jfi.engine.inputs.MEASURES`; by default `critical`: it tells for which
             images a fault is critical, as `full` does, with proofs in place of inference where
             they hold. `full` tells the class of every outcome too, `detect` is quickest and tells
             one image.

@@ -157,7 +157,7 @@ def at_the_boundary(rng, engine, naive: Naive) -> str:
     """The first word that is moved by just less than its radius and changes the answer; or ""."""
     top = naive.golden.argmax(-1)
     for number, site in enumerate(engine.sites):
-        codes = engine._pruner.starts[number].radii.codes(engine.images)
+        codes = engine._cut_to_cut.pruner.starts[number].radii.codes(engine.images)
         if codes is None:
             continue
         radii = (codes.astype(np.uint32) << 16).view(np.float32)  # rounded down

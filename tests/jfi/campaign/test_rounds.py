@@ -7,7 +7,7 @@ import pytest
 
 import jfi
 from jfi.campaign import campaign, records, rounds
-from jfi.engine import engine as engines
+from jfi.engine import cut_to_cut
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(12, 6)).astype(np.float32)
@@ -79,7 +79,7 @@ def test_certified_flips_are_harmless_and_never_asked_for(
     run("adaptive_certified", space, engine, tmp_path)
     asked = np.concatenate([np.asarray(s["id"]) for s in records.read_shards(tmp_path)])
     assert not safe[asked].any()
-    monkeypatch.setattr(engines, "RADII_BLOCK", 5)
+    monkeypatch.setattr(cut_to_cut, "RADII_BLOCK", 5)
     again = jfi.Engine(engine.network, IMAGES, np.zeros(12, int), engine.sites)
     for site, bit in ((0, 3), (1, 20)):
         assert np.array_equal(again.certified(site, bit), engine.certified(site, bit))

@@ -11,6 +11,7 @@ from jax import lax
 import jfi
 from jfi import bits, outcomes
 from jfi.engine import certify
+from jfi.engine.judge import Case
 from jfi.faults import Faults
 from jfi.hardware.compiling import jit
 
@@ -338,8 +339,8 @@ def test_a_campaign_that_a_naive_run_contradicts_raises(tmp_path, monkeypatch):
     network = jfi.network(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["c"], params, images[0])
     engine = jfi.Engine(network, images, np.zeros(16, int), network.sites)
     plan = jfi.plan(network, "exhaustive", fault_model="flip")
-    right = jfi.Engine._change
-    monkeypatch.setattr(jfi.Engine, "_change", lambda *a: (-right(*a)[0], right(*a)[1]))
+    right = Case.change
+    monkeypatch.setattr(Case, "change", lambda *a: (-right(*a)[0], right(*a)[1]))
     with pytest.raises(jfi.VerificationError, match=r"verification failed: [ac] index") as error:
         jfi.run(plan, engine, tmp_path, {}, verify_pairs=100)
     assert error.value.summary["verify"]["disagreements"] > 0

@@ -9,8 +9,9 @@ from flax import nnx
 
 import jfi
 from jfi import bits, outcomes
-from jfi.engine import engine, verify
-from jfi.faults import Faults
+from jfi.engine import cut_to_cut, verify
+from jfi.engine.inputs import MEASURES
+from jfi.faults import Faults, take
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(11, 8, 8, 3)).astype(np.float32)
@@ -148,10 +149,10 @@ def test_run_tallies_the_pairs_of_a_whole_rerun():
 def test_blocks_of_images_change_nothing():
     """A tight memory bound takes the images in blocks; the outcomes are the same."""
     small = make(pattern="conv.*/kernel", memory=20_000)
-    assert len(small.image_blocks(0)) > 2
+    assert len(small._to_logits.image_blocks(0)) > 2
     whole = make(pattern="conv.*/kernel")
     faults = every_bit(small, words=1)
-    for measure in engine.MEASURES:
+    for measure in MEASURES:
         one, other = (runner.run(faults, measure)._asdict() for runner in (small, whole))
         for field in one:
             if measure != "detect" or field not in ("inferred", "certified"):
@@ -162,9 +163,7 @@ def test_blocks_of_images_change_nothing():
 def test_every_measure_gives_the_same_verdicts(name):
     runner = make(name)
     faults = every_bit(runner, words=3)
-    full, critical, detect = (
-        runner.run(faults, measure, keep_bits=True) for measure in engine.MEASURES
-    )
+    full, critical, detect = (runner.run(faults, measure, keep_bits=True) for measure in MEASURES)
     for field in ("critical", "first_critical", "correct", "non_finite", "critical_bits"):
         np.testing.assert_array_equal(getattr(critical, field), getattr(full, field), field)
     np.testing.assert_array_equal(detect.critical, full.critical > 0)
@@ -179,7 +178,7 @@ def test_every_measure_gives_the_same_verdicts(name):
 
 def test_detect_presents_a_chosen_workload_as_it_is_given(monkeypatch):
     """Blocks of one image: a fault is judged up to the first it is critical for, and no further."""
-    monkeypatch.setattr(engine, "DETECT_BLOCK", 1)
+    monkeypatch.setattr(cut_to_cut, "DETECT_BLOCK", 1)
     whole = make("plain")
     faults = every_bit(whole, words=3)
     bits = np.unpackbits(whole.run(faults, keep_bits=True).critical_bits, axis=1)[:, : len(IMAGES)]
@@ -208,8 +207,8 @@ def test_identity_is_masked_without_a_run(monkeypatch):
     faults = space.decode(np.arange(0, 6400))
     same = runner.identity(faults)
     assert same.sum() * 2 == same.size  # one of the two polarities, whatever the word
-    monkeypatch.setattr(runner, "_pairs", None)
-    done = runner.run(engine.take(faults, np.flatnonzero(same)))
+    monkeypatch.setattr(runner._to_logits, "pairs", None)
+    done = runner.run(take(faults, np.flatnonzero(same)))
     assert (done.masked == len(IMAGES)).all()
     assert (done.correct == (runner.golden.top1 == LABELS).sum()).all()
 
@@ -219,7 +218,7 @@ def test_golden_word_is_masked_on_every_lane(name):
     """Run all the same, a fault that changes nothing equals golden to the last bit."""
     runner = make(name)
     faults = every_bit(runner, polarities=(0, 1))
-    faults = engine.take(faults, np.flatnonzero(runner.identity(faults)))
+    faults = take(faults, np.flatnonzero(runner.identity(faults)))
     found = runner.pairs(faults, RNG.integers(0, len(IMAGES), faults.site.size))
     assert (found.codes & outcomes.CLASS_MASK == outcomes.MASKED).all()
 
@@ -237,8 +236,8 @@ def test_compiles_two_programs_a_site():
     jax.monitoring.register_event_duration_secs_listener(listen)
     runner.run(faults)
     first = len(compiled)
-    runner.run(engine.take(faults, np.arange(5)))
-    runner.run(engine.take(faults, np.arange(faults.site.size // 2)))
+    runner.run(take(faults, np.arange(5)))
+    runner.run(take(faults, np.arange(faults.site.size // 2)))
     assert 0 < first <= 2 * len(runner.sites)
     assert len(compiled) == first
 
@@ -260,7 +259,7 @@ def test_verify_finds_a_wrong_engine(monkeypatch):
     faults = every_bit(runner, words=4, polarities=(2,))
     image = np.zeros(faults.site.size, int)
     right = bits.from_bits
-    monkeypatch.setattr(engine.bits, "from_bits", lambda *a: -right(*a))
+    monkeypatch.setattr(bits, "from_bits", lambda *a: -right(*a))
     found = verify.verify(runner, faults, image)
     assert found.disagreements > 0
     assert "hidden/0 index" in found.worst
@@ -283,7 +282,7 @@ def test_what_only_fusing_decides_is_a_near_tie():
     rows = [("in", index, 30, "flip") for index in range(36)]
     faults = jfi.fault_list([row for row in rows for _ in images], network.sites)
     image = np.tile(np.arange(24), 36)
-    for measure in engine.MEASURES:
+    for measure in MEASURES:
         found = verify.verify(runner, faults, image, measure)
         assert found.disagreements == 0, found.worst
     # And it is no excuse for an engine that is wrong.
@@ -395,7 +394,7 @@ def test_a_fault_that_there_is_not_is_refused(row, message):
     runner = make("plain")
     faults = Faults(*(np.array([good, bad]) for good, bad in zip((0, 0, 0, 2), row, strict=True)))
     image = np.zeros(2, int)
-    calls = [lambda m=m: runner.run(faults, m) for m in engine.MEASURES]
+    calls = [lambda m=m: runner.run(faults, m) for m in MEASURES]
     calls += [lambda: runner.pairs(faults, image), lambda: runner.critical_pairs(faults, image)]
     calls += [lambda: runner.identity(faults), lambda: verify.verify(runner, faults, image)]
     for call in calls:

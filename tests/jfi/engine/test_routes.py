@@ -120,10 +120,10 @@ def test_few_faults_are_looped_and_compile_nothing_of_their_own(monkeypatch):
     faults = some_faults(1)
     for measure in ("full", "critical", "detect"):
         runner.run(faults, measure)
-    assert not runner._programs
-    assert "_pruner" not in runner.__dict__
+    assert not runner._to_logits._programs
+    assert "pruner" not in runner._cut_to_cut.__dict__
     runner.pairs(faults, np.zeros(faults.site.size, int))
-    assert not runner._programs
+    assert not runner._to_logits._programs
 
 
 def test_many_faults_are_not_looped(monkeypatch):
@@ -141,17 +141,19 @@ def test_many_faults_are_not_looped(monkeypatch):
     assert not ways.bounded(dict.fromkeys(every, many // 4), parts)
     endless = dict.fromkeys(every, 10**9)
     told = {SITES[site].name for site in ways.bounded(endless, parts)}
+    assert told == {SITES[site].name for site in ways.bounded({}, parts)}  # kept from run to run
     assert told == {"enter", "again", "coarse"}  # tanh comes after them; after the table, nothing
     monkeypatch.setattr(routes, "HOST", 1 << 18)
-    assert not ways.bounded(endless, parts)  # none of these pairs takes as long as its listing
+    afresh = Ways(NETWORK.program, BATCH)
+    assert not afresh.bounded(endless, parts)  # none of these pairs takes as long as its listing
     monkeypatch.setattr(routes, "HOST", 0)
     runner, faults = engine(), some_faults(1)
     runner.expect(dict.fromkeys(every, many))
     runner.run(faults)
-    assert sorted(runner._programs) == [*every]
+    assert sorted(runner._to_logits._programs) == [*every]
     runner.expect(endless)
     runner.run(faults, "critical")
-    assert "_pruner" in runner.__dict__
+    assert "pruner" in runner._cut_to_cut.__dict__
 
 
 def test_a_campaign_says_how_much_it_will_run(monkeypatch, tmp_path):

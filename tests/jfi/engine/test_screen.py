@@ -48,7 +48,7 @@ def test_screened_verdicts_are_those_in_full(faults):
     logits = rough.pairs(faults, image, reduced=True).logits
     finite = np.isfinite(logits).all(1)
     assert np.abs(logits[finite] - full.pairs(faults, image).logits[finite]).max() > 1e-4
-    doubt = screen.doubtful(logits, rough._threshold).mean()
+    doubt = screen.doubtful(logits, rough._to_logits._threshold).mean()
     assert 0 < doubt < 0.5
     for measure in ("critical", "detect"):
         wanted, found = (e.run(faults, measure) for e in (full, rough))
@@ -58,7 +58,7 @@ def test_screened_verdicts_are_those_in_full(faults):
 
 def test_tfloat32_is_float32_on_a_cpu(faults):
     rough, image = engine("tfloat32"), np.zeros(faults.site.size, int)
-    assert jax.default_backend() != "cpu" or rough._threshold < 1e-5
+    assert jax.default_backend() != "cpu" or rough._to_logits._threshold < 1e-5
     found = verify.verify(rough, faults, image, "critical")
     assert found.disagreements == 0
     assert found.pairs == faults.site.size

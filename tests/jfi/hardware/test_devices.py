@@ -13,7 +13,7 @@ import jax, numpy as np
 import jfi
 from jfi import bits
 from jfi.faults import Faults
-from jfi.engine.engine import MEASURES
+from jfi.engine.inputs import MEASURES
 from jfi.hardware.devices import hardware
 
 def conv(x, w, stride):
@@ -42,7 +42,8 @@ for count in (1, 3, 4):
     own = dict(hardware=hardware(devices[:count]))
     engine = jfi.Engine(network, images, labels, sites, loop=False, **own)
     engine.make_radii()
-    radii[count] = [engine._pruner.starts[k].radii.codes(images).astype(int) for k in range(4)]
+    starts = engine._cut_to_cut.pruner.starts
+    radii[count] = [starts[k].radii.codes(images).astype(int) for k in range(4)]
     found[count] = {m: engine.run(faults, m, keep_bits=True) for m in MEASURES}
     looped = jfi.Engine(network, images, labels, sites, loop=True, **own)
     found[count]["loop"] = looped.run(faults, keep_bits=True)
