@@ -300,16 +300,24 @@ def _difference(patch: Patch, dtype):
     return jnp.where(value == golden, jnp.zeros((), dtype), value - golden)
 
 
-def _updated(golden, out, at, update) -> Patch:
-    """The golden block of `out` at `at` plus an update."""
+def _updated(golden, out, at, patch: Patch, product: Callable[[Any], Any]) -> Patch:
+    """The golden block of `out` at `at`, with the faulty product in its sums for the golden one.
+
+    Args:
+      product: what a block of the operand adds to the sums.
+    """
     block = golden.block(out, at)
-    return pair(at, block + update, block)
+    value, old = (product(part.astype(block.dtype)) for part in patch.blocks)
+    # Where it was all there is, nothing of it may stay: what comes next may ask for the sign. A
+    # compiler that fuses the product into the subtraction leaves what rounding took.
+    rest = jnp.where(block == old, jnp.zeros((), block.dtype), block - old)
+    return pair(at, jnp.where(value == old, block, rest + value), block)
 
 
 def dot_general(golden, eqn, values):
     """Rank-one update of a dense layer, from either operand.
 
-    With one contracted index fixed, out = golden_out + (faulty - golden) * other[index].
+    With one contracted index fixed, out = golden_out + (faulty - golden) * other[index], in effect.
     """
     patch = only(values)
     if patch is None:
@@ -340,8 +348,8 @@ def dot_general(golden, eqn, values):
         return patch.map(at, lambda block: product(block, factor))
     if is_rounded(out):
         return None
-    delta = _difference(patch, out.aval.dtype)
-    return _updated(golden, out, at, product(delta, factor.astype(delta.dtype)))
+    factor = factor.astype(out.aval.dtype)
+    return _updated(golden, out, at, patch, lambda block: product(block, factor))
 
 
 def _conv(golden, eqn, values):
@@ -352,7 +360,7 @@ def _conv(golden, eqn, values):
 
 
 def _conv_weight(golden, eqn, conv: Conv, patch: Patch):
-    """One weight changed: its output channel moves by the change times a shifted input channel."""
+    """One weight changed: in its output channel, its product by a shifted input channel."""
     (x, kernel), (out,) = eqn.invars, eqn.outvars
     if any(i is None and d != 1 for i, d in zip(patch.at, shape(kernel), strict=True)):
         return None
@@ -366,9 +374,8 @@ def _conv_weight(golden, eqn, conv: Conv, patch: Patch):
     shifted = conv.strided(golden.padded(x, conv.pad_config(), start, sizes))
     at: list[Index | None] = [None] * len(shape(out))
     at[conv.out[1]] = co
-    delta = _difference(patch, out.aval.dtype)
-    update = delta.reshape((1,) * shifted.ndim) * shifted.astype(delta.dtype)
-    return _updated(golden, out, at, update)
+    shifted = shifted.astype(out.aval.dtype)
+    return _updated(golden, out, at, patch, lambda block: block.reshape(()) * shifted)
 
 
 def _conv_channel(golden, eqn, conv: Conv, patch: Patch):
@@ -387,9 +394,11 @@ def _conv_channel(golden, eqn, conv: Conv, patch: Patch):
         at_kernel[conv.rhs[0]] = at[conv.out[1]] = channel
     elif conv.groups == 1:
         at_kernel[conv.rhs[1]] = channel
+    # One convolution of the difference is half the work of one of each.
     delta = _difference(patch, out.aval.dtype)
     weights = golden.block(kernel, at_kernel).astype(delta.dtype)
-    return _updated(golden, out, at, taps(conv, shape(out), delta, weights))
+    block = golden.block(out, at)
+    return pair(at, block + taps(conv, shape(out), delta, weights), block)
 
 
 Rule = Callable[[Golden, Any, Sequence[Any]], Patch | None]
@@ -420,10 +429,12 @@ RULES: dict[str, Rule] = {
     "pad": _pad,  # golden filling, no negative padding
     "slice": _slice,  # axes that the block fixes are kept whole
     "concatenate": _concatenate,  # several patches if all are of one block, on another axis
-    # Golden output plus (faulty - golden) times the other operand. Up to rounding once more for
-    # float32 and float64 that do not overflow in the difference, exact for integers (they wrap);
-    # refused for outputs below float32, whose golden sums have lost what was rounded.
+    # In the golden sums the faulty product for the golden one. Up to an epsilon of the golden sum
+    # for float32 and float64, and as a run gives it where all else in the sum is 0; exact for
+    # integers (they wrap); refused for outputs below float32, whose golden sums have lost what was
+    # rounded.
     "dot_general": dot_general,
-    # The same, of one weight or one input channel; channels of a group where each is its own.
+    # The same of one weight. Of one input channel the golden sums plus the product of the
+    # difference, up to an epsilon of the golden sum; channels of a group where each is its own.
     "conv_general_dilated": _conv,
 }

@@ -345,3 +345,52 @@ def test_a_campaign_that_a_naive_run_contradicts_raises(tmp_path, monkeypatch):
         jfi.run(plan, engine, tmp_path, {}, verify_pairs=100)
     assert error.value.summary["verify"]["disagreements"] > 0
     assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["dense", "twice", "convolution"])
+def test_a_product_that_was_all_of_a_sum_leaves_nothing_behind(kind):
+    """A word that becomes tiny decides the sign alone, as it does in NumPy."""
+    a, b, c = draw(0, 4, 6), draw(1, 6, 6), draw(2, 6, 5)
+    if kind == "convolution":
+        images = np.zeros((9, 3, 3, 1), np.float32)
+        images.reshape(9, 9)[range(9), range(9)] = draw(3, 9)
+        a, c = draw(0, 3, 3, 1, 2), draw(2, 18, 5)
+    else:
+        images = np.diag(draw(3, 4))
+
+    def signs(xp, p, x, times):
+        h = times(x, p["a"])
+        if kind == "twice":  # of the second product, all but one channel is 0
+            h = times(h * np.eye(1, 6, dtype=np.float32), p["b"])
+        h = h.reshape(len(x), -1)
+        return (xp.sign(h) + 0.5 * xp.sign(h * h - 1e-30)) @ p["c"]
+
+    def by_jax(x, w):
+        if w.ndim == 2:
+            return x @ w
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def by_numpy(x, w):
+        if w.ndim == 2:
+            return (x[:, :, None] * w).sum(1)
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return sum(padded[:, i : i + 3, j : j + 3] * w[i, j] for i in range(3) for j in range(3))
+
+    params = {"a": a, "b": b, "c": c}
+    network = jfi.network(lambda p, x: signs(jnp, p, x, by_jax), params, images[0])
+    site = tuple(site for site in network.sites if site.name == "a")
+    engine = jfi.Engine(network, images, None, site, loop=False)
+    rows = [("a", i, bit, "flip") for i in range(a.size) for bit in range(32)]
+    told = engine.run(jfi.fault_list(rows, site), keep_bits=True).critical_bits
+    told = np.unpackbits(told, axis=1)[:, : len(images)].astype(bool)
+    right = []
+    for _, index, bit, _ in rows:
+        faulty = a.copy()
+        faulty.reshape(-1).view(np.uint32)[index] ^= np.uint32(1 << bit)
+        with np.errstate(all="ignore"):
+            logits = signs(np, {**params, "a": faulty}, images, by_numpy)
+        right.append(logits.argmax(1) != engine.golden.top1)
+    np.testing.assert_array_equal(told, right)
+    assert told.any()
