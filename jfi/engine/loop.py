@@ -38,20 +38,16 @@ class Loop:
 
     def __init__(self, program: Program, leaves: list, images, labels, hardware: Hardware):
         self._leaves, self._images, self._hardware = leaves, len(images), hardware
-        self._program, self._own = program, dict[int, Any]()
-        self._run = hardware.jit(partial(_run, program, None), *_RUN)
+        self._program, self._programs = program, dict[int | None, Any]()
         size, out = min(BATCH, len(images)), program.out.aval
         self._size = max(1, min(FAULTS, LOGITS // (size * nbytes(out))))
         words = (bits.word_dtype(leaf.dtype) for leaf in leaves if bits.has_words(leaf.dtype))
         self._word = np.result_type(*words)
-        self._parts: list[Any] = []
-        none = self._call(-1, np.zeros(1, np.int32), np.zeros(1, self._word))  # of no leaf
-        blank = hardware.share(np.zeros((size, out.shape[1]), out.dtype))
-        for part in chunks(len(images), size):
-            own = hardware.share([filled_up(x[part], size) for x in (images, labels)])
-            # Golden by the same program: what "equal to golden" is judged against.
-            _, logits = self._run(leaves, own[0], blank, own[1], *none)
-            self._parts.append((own[0], hardware.share(np.asarray(logits)[0]), own[1]))
+        self._parts = [
+            hardware.share([filled_up(x[part], size) for x in (images, labels)])
+            for part in chunks(len(images), size)
+        ]
+        self._blank = hardware.share(np.zeros((size, out.shape[1]), out.dtype))
 
     def run(
         self, leaf: int, index: np.ndarray, value: np.ndarray, own: bool = False
@@ -67,20 +63,30 @@ class Loop:
           Faults' rows, their codes, their logits [f, B, C].
         """
         words, pending = bits.to_bits(value).astype(self._word), deque()
-        run = self._of(leaf) if own else self._run
+        run, blocks = self._of(leaf, own)
         for part in chunks(index.size, self._hardware.count * self._size):
             call = self._call(leaf, index[part].astype(np.int32), words[part])
-            found = [run(self._leaves, *block, *call) for block in self._parts]
+            found = [run(self._leaves, *block, *call) for block in blocks]
             pending.append((part, call[0], found))
             if len(pending) > IN_FLIGHT:
                 yield self._read(*pending.popleft())
         yield from (self._read(*call) for call in pending)
 
-    def _of(self, leaf: int) -> Any:
-        """The program of one leaf."""
-        if leaf not in self._own:
-            self._own[leaf] = self._hardware.jit(partial(_run, self._program, leaf), *_RUN)
-        return self._own[leaf]
+    def _of(self, leaf: int, own: bool) -> tuple[Any, list[Any]]:
+        """The program of one leaf, or of all, and the blocks of images: with golden logits by it,
+        which "equal to golden" is judged against."""
+        key = leaf if own else None
+        if key not in self._programs:
+            run = self._hardware.jit(partial(_run, self._program, key), *_RUN)
+            word = bits.to_bits(np.asarray(self._leaves[leaf]).ravel()[:1]).astype(self._word)
+            call = self._call(leaf, np.zeros(1, np.int32), word)  # as it is
+            blocks = []
+            for images, labels in self._parts:
+                _, logits = run(self._leaves, images, self._blank, labels, *call)
+                golden = self._hardware.share(np.asarray(logits)[0])
+                blocks.append((images, golden, labels))
+            self._programs[key] = run, blocks
+        return self._programs[key]
 
     def _call(self, leaf: int, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
         """How many faults each device has, their leaf, and the columns [f] of each, filled up."""

@@ -11,16 +11,20 @@ from functools import cached_property
 
 from jfi.engine import certify
 from jfi.engine.split import Split
-from jfi.networks.program import Program, dependents, flops, nbytes, section
+from jfi.networks.program import Program, count, dependents, flops, nbytes, section
 
 MOVE = 100  # operations in the time that a byte of the largest value takes on its way
 EQUATION = 3 << 30  # in the time that compiling one equation takes, for faults in one site
-CALL = 1 << 23  # in the time that one call takes
+PROGRAM = 1 << 34  # in the time that compiling a loop takes, and that for each equation
+LINE = 1 << 28
+LOOPED = 20  # as MOVE, of a loop, whose values stay near
+FAULT = 1 << 20  # in the time that a loop takes for a fault, whatever the network
 HOST = 1 << 18  # in the time that a pair takes on the host which may leave before the logits
 LISTED = 1 << 14  # in that of a pair which may not
 BOUNDS = 12  # programs as long as the network's to compile, before anything is certified
 CERTIFIED = 0.5  # share of pairs that a cut is hoped to certify
 RADII = 0.95  # share of pairs that radii are hoped to certify: 92 to 99% of dense nets and LeNets
+LEAST = 0.1  # share of a loop's work that programs of a site are hoped to spare
 CLOSE = 0.35  # a suffix that takes less than this share of the network's work is the faster way
 
 
@@ -48,22 +52,40 @@ class Ways:
     @cached_property
     def whole(self) -> int:
         """Work of the network on one image."""
+        return work(*self._image)
+
+    @cached_property
+    def _image(self) -> tuple[int, int]:
+        """Operations of the network on one image, and bytes of the largest value."""
         image = dependents(self._program, self._program.x)  # the rest is made once for all images
         own = [eqn for eqn in self._program.eqns if image.intersection(eqn.outvars)]
-        return work(flops(own), max(nbytes(var.aval) for var in image))
+        return flops(own), max(nbytes(var.aval) for var in image)
 
     @property
     def compiling(self) -> int:
         """What the programs of one site cost."""
-        return EQUATION * len(self._program.eqns)
+        return EQUATION * count(self._program.eqns)
 
     def looping(self, faults: int) -> int:
         """What a loop over so many faults costs."""
-        return faults * (self._images * self.whole + CALL)
+        operations, live = self._image
+        return faults * (self._images * (operations + LOOPED * live) + FAULT)
 
     def are_few(self, faults: int) -> bool:
         """Whether a loop is through with the faults of a site before its programs were compiled."""
         return self.looping(faults) < self.compiling
+
+    def own_loop(self, faults: int, leaf: int) -> bool:
+        """Whether what a loop of one leaf spares, which comes before it, pays for compiling it."""
+        reached = dependents(self._program, self._program.leaves[leaf])
+        after = flops([eqn for eqn in self._program.eqns if reached.intersection(eqn.outvars)])
+        before = 1 - after / max(1, flops(self._program.eqns))
+        return before * self.looping(faults) > PROGRAM + LINE * count(self._program.eqns)
+
+    def are_worth(self, faults: int, parts: Split) -> bool:
+        """Whether programs of a site are hoped to spare a loop more than compiling them takes."""
+        spared = max(LEAST, 1 - work(parts.flops, parts.live) / self.whole)
+        return spared * self.looping(faults) > self.compiling
 
     def is_close(self, parts: Split) -> bool:
         """Whether the programs of a site may be slower than a loop, for all that is known."""

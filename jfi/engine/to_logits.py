@@ -155,12 +155,14 @@ class ToLogits:
         ways = self._case.ways
         if self._case.at_run_time[site] or self._screen or self._always is False:
             return None
-        if ways.are_few(ways.expected(site, faults)):
-            return ANY
-        if self._always:
-            return OWN
-        slow = ways.is_close(self.program(site).parts) and self._is_slow(site)
-        return OWN if slow else None
+        expected = ways.expected(site, faults)
+        if not self._always and not ways.are_few(expected):
+            apart = self.program(site).parts
+            if not ways.is_close(apart):
+                return None
+            if ways.are_worth(expected, apart):
+                return OWN if self._is_slow(site) else None
+        return OWN if ways.own_loop(expected, self._case.source(site)) else ANY
 
     def _looped(
         self, site: int, faults: Faults, rows: np.ndarray, way: str

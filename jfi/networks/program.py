@@ -191,6 +191,14 @@ def nbytes(aval) -> int:
     return math.prod(aval.shape) * aval.dtype.itemsize
 
 
+def count(eqns: Sequence[Any]) -> int:
+    """Equations, those within loops and branches among them."""
+    given = [x for eqn in eqns for x in eqn.params.values()]
+    listed = [x for some in given for x in (some if isinstance(some, tuple) else (some,))]
+    within = [x for x in listed if isinstance(x, core.ClosedJaxpr)]
+    return len(eqns) + sum(count(x.jaxpr.eqns) for x in within)
+
+
 def flops(eqns: Sequence[Any]) -> int:
     """Floating-point operations of the equations: products in full, others one an element."""
     return sum(_flops(eqn) for eqn in eqns)

@@ -12,5 +12,7 @@ def own_ways(monkeypatch):
     and the loop where it is asked for (`Engine(..., loop=True)`)."""
     monkeypatch.setattr(routes, "EQUATION", 0)
     monkeypatch.setattr(routes, "HOST", 0)
+    monkeypatch.setattr(routes, "PROGRAM", 0)
+    monkeypatch.setattr(routes, "LINE", 0)
     monkeypatch.setattr(routes, "CLOSE", float("inf"))
     monkeypatch.setattr(tuning, "folder", lambda: None)  # nothing is kept from test to test

@@ -29,7 +29,7 @@ from random_networks import IMAGES, Net, draw
 
 import jfi
 from jfi import bits
-from jfi.engine import rounding, verify
+from jfi.engine import rounding, routes, verify
 from jfi.faults import Faults
 from jfi.hardware.compiling import jit
 from jfi.hardware.devices import hardware
@@ -38,6 +38,9 @@ MEASURES = ("full", "critical", "detect", "radii", "loop")
 WORDS, MOST_SITES, SHAKES, VERIFIED, BOUNDARY = 8, 3, 3, 40, 24
 FEW, EXCUSED = 1, 0.002  # verdicts on doubtful pairs that may differ, in all and of them
 FAR, LEAST = 4, 1e-5  # a verdict is sure from so many spreads, and this share of the logits, on
+
+
+routes.PROGRAM = routes.LINE = 0  # loops of one leaf too, which so small networks don't pay for
 
 
 class Naive:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 import jfi
-from jfi import bits
-from jfi.engine import loop, routes
+from jfi import bits, outcomes
+from jfi.engine import loop, routes, to_logits
 from jfi.engine.routes import Ways
 from jfi.engine.split import split
 from jfi.faults import Faults
 from jfi.hardware import tuning
 from jfi.hardware.devices import hardware
+from jfi.networks.program import count
 
 RNG = np.random.default_rng(3)
 STEPS, BATCH, CLASSES = 5, 7, 4
@@ -154,6 +155,51 @@ def test_many_faults_are_not_looped(monkeypatch):
     runner.expect(endless)
     runner.run(faults, "critical")
     assert "pruner" in runner._cut_to_cut.__dict__
+
+
+def test_a_loop_of_one_leaf_where_what_it_spares_pays_for_compiling(monkeypatch):
+    monkeypatch.undo()  # the costs as they are
+    ways = Ways(NETWORK.program, BATCH)
+    first, last = (NETWORK.positions[name] for name in ("enter", "table"))
+    assert not ways.own_loop(10**5, first)  # next to nothing comes before it
+    assert ways.own_loop(10**5, last)
+    assert not ways.own_loop(100, last)
+
+
+def test_programs_of_a_site_are_compiled_where_they_may_spare_as_much(monkeypatch):
+    monkeypatch.undo()
+    ways = Ways(NETWORK.program, BATCH)
+    whole = split(NETWORK.program, NETWORK.positions["enter"])
+    whole = whole._replace(flops=ways.whole, live=0)  # they spare nothing but what is hoped for
+    n = ways.compiling // ways.looping(1)
+    assert not ways.are_worth(2 * n, whole)
+    assert ways.are_worth(20 * n, whole)
+    assert ways.are_worth(2 * n, whole._replace(flops=0))
+
+
+def test_equations_within_loops_and_branches_are_counted():
+    def apply(p, x):
+        h, _ = jax.lax.scan(lambda h, x: (jnp.tanh(x @ p + h), None), x[0] @ p, x)
+        return jax.lax.cond(h[0] > 0, lambda h: h + 1, lambda h: jnp.sin(h) * 2, h)
+
+    eqns = jax.make_jaxpr(apply)(normal(4, 4), normal(3, 4)).jaxpr.eqns
+    within = [eqn.primitive.name for eqn in eqns]
+    assert {"scan", "cond"} <= {*within}
+    assert count(eqns) == len(eqns) + 3 + (1 + 2)  # tanh(x @ p + h); h + 1, sin(h) * 2
+
+
+@pytest.mark.parametrize("way", [to_logits.ANY, to_logits.OWN])
+def test_a_loop_calls_masked_what_changes_no_bit(way):
+    """Golden by the same program: weights of an input that is always 0."""
+    images = IMAGES.copy()
+    images[..., 2] = 0
+    runner = jfi.Engine(NETWORK, images, None, SITES, loop=True)
+    number = [site.name for site in SITES].index("enter")
+    faults = jfi.fault_list(
+        [("enter", (2, k), bit, "flip") for k in range(8) for bit in (3, 31)], SITES
+    )
+    for rows, codes, _ in runner._to_logits._looped(number, faults, np.arange(16), way):
+        assert (codes & outcomes.CLASS_MASK == outcomes.MASKED).all(), rows
 
 
 def test_a_campaign_says_how_much_it_will_run(monkeypatch, tmp_path):
