@@ -29,12 +29,13 @@ def run_blocks(page: Path) -> None:
 
 
 def alike(printed: str, shown: str) -> bool:
-    """The same lines, their percentages alike."""
-    lines = list(zip(printed.splitlines(), shown.splitlines(), strict=False))
-    return len(printed.splitlines()) >= len(lines) and all(
+    """The same lines, their percentages alike; progress, told on slow machines, is left out."""
+    lines = [line for line in printed.splitlines() if "faults/s" not in line]
+    pairs = list(zip(lines, shown.splitlines(), strict=False))
+    return len(pairs) == len(shown.splitlines()) and all(
         re.sub(r"[\d.,]+", "#", one) == re.sub(r"[\d.,]+", "#", other)
         and percentages(one) == pytest.approx(percentages(other), abs=OFF)
-        for one, other in lines
+        for one, other in pairs
     )
 
 
@@ -66,16 +67,17 @@ def test_the_ten_lines_make_a_report(tmp_path, monkeypatch):
         (shown,) = blocks(FIRST, f'python title="{name}"')
         (tmp_path / name).write_text(shown)
     (installing,), campaign = blocks(FIRST, "console"), blocks(FIRST, "py")[0]
-    assert len(installing.splitlines()) + len(campaign.splitlines()) == 10
+    assert len(re.findall(r"^.+$", installing + campaign, re.M)) == 10
     for code in ((tmp_path / "make_files.py").read_text(), campaign):
         exec(compile(code, "campaign.py", "exec"), {})
     assert (tmp_path / "runs" / "Net_adaptive" / "report.html").exists()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p not in (README, FIRST)], ids=str)
+OTHERS = [page for page in PAGES if page not in (README, FIRST) and blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.name)
 def test_blocks_of_other_pages_run(page, tmp_path, monkeypatch):
-    if not blocks(page, "python"):
-        pytest.skip("none")
     monkeypatch.chdir(tmp_path)
     run_blocks(page)
 
