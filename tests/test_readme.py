@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+import jfi
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,3 +137,8 @@ def test_flags_of_the_commands_shown_exist(name):
     asked = SHOWN[name] | commands(module.__doc__).get(name, set())
     missing = {f for f in asked if f not in defined and f.removeprefix("no") not in defined}
     assert not missing - {"help"}
+
+
+def test_everything_public_has_a_place_on_the_page_of_the_api():
+    headings = re.findall(r"heading: jfi\.(\w+)", (ROOT / "docs" / "api.md").read_text())
+    assert sorted(headings) == sorted(jfi.__all__)
