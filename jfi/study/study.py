@@ -85,7 +85,7 @@ class Study:
             every unit of `levels` has its margin). `adaptive`, the default, is
             `adaptive_distance`: its intervals hold though it stops by what it saw, and of the
             samplers that take neither gradients nor radii of the network it needs fewest
-            injections (README, Samplers). Strata by layer and bit alone are `adaptive_cell`.
+            injections (docs/samplers.md). Strata by layer and bit alone are `adaptive_cell`.
           error_margin, confidence: what the estimates are to hold to.
           workdir: where the record is; by default `runs/<name>_<sampler>`.
           measure: of `jfi.engine.inputs.MEASURES`; by default `critical`: it tells for which
