@@ -18,7 +18,8 @@ from pathlib import Path
 from absl import flags
 
 import nets
-from experiments import cli, data, report, target
+from experiments import cli, report, target
+from experiments.data import sets
 from jfi.campaign import campaign, records, rounds
 from jfi.campaign.rounds import METHODS
 from jfi.engine import engine, golden
@@ -87,7 +88,7 @@ def main() -> int | None:
     if args.keep_bits and args.measure == "detect":
         raise InputError("keep_bits needs the measure critical or full; detect tells no images")
     engine.check_measure(args.measure, args.screen)
-    dataset = data.load(args.dataset, args.data_dir, train=False)
+    dataset = sets.load(args.dataset, args.data_dir, train=False)
     net = nets.build(args.net, dataset.x_test.shape[1:])
     images, labels = target.workload(net, dataset, args.images)
     network = target.load_network(net, target.weights_path(net, dataset.name), args.activations)

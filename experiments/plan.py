@@ -16,7 +16,8 @@ import numpy as np
 from absl import flags
 
 import nets
-from experiments import cli, data, target
+from experiments import cli, target
+from experiments.data import sets
 from jfi.campaign import campaign
 from jfi.campaign.campaign import Plan
 from jfi.campaign.rounds import METHODS
@@ -36,10 +37,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        f"Plan for the images of this data set ({', '.join(data.names())}, or a .npz file) and the "
+        f"Plan for the images of this data set ({', '.join(sets.names())}, or a .npz file) and the "
         "weights trained on it. Default: the network's usual images.",
     )
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_string("data_dir", sets.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
     flags.DEFINE_integer(
         "images",
         None,
@@ -103,10 +104,10 @@ def main() -> None:
     (_print_json if args.json else _print_tables)(plan, count, expected)
 
 
-def _network() -> tuple[nets.Net, Network, data.Dataset | None]:
+def _network() -> tuple[nets.Net, Network, sets.Dataset | None]:
     """What the flags name: the network, with its weights where named or needed, and its images."""
     args = flags.FLAGS
-    dataset = data.load(args.dataset, args.data_dir, train=False) if args.dataset else None
+    dataset = sets.load(args.dataset, args.data_dir, train=False) if args.dataset else None
     if args.workload is not None and dataset is None:
         raise InputError(f"workload {args.workload} chooses from images; name them with --dataset")
     net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
@@ -121,7 +122,7 @@ def _network() -> tuple[nets.Net, Network, data.Dataset | None]:
     return net, target.load_network(net, weights, args.activations), dataset
 
 
-def _images(net: nets.Net, network: Network, dataset: data.Dataset | None) -> int:
+def _images(net: nets.Net, network: Network, dataset: sets.Dataset | None) -> int:
     """How many images the workload has; chosen by a golden pass where the flags say so."""
     args = flags.FLAGS
     if args.workload is None:

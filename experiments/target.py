@@ -10,7 +10,7 @@ from absl import flags
 
 import jfi
 import nets
-from experiments import data
+from experiments.data import sets
 from jfi.campaign import rounds
 from jfi.campaign.campaign import Plan
 from jfi.campaign.rounds import METHODS
@@ -41,9 +41,9 @@ def define_network(net: str = "lenet") -> None:
 
 def define_workload(dataset: str = "digits", images: str = "all") -> None:
     """Flags of the data set and of how many of its test images are taken."""
-    flags.DEFINE_string("dataset", dataset, f"{', '.join(data.names())}, or a .npz file.")
+    flags.DEFINE_string("dataset", dataset, f"{', '.join(sets.names())}, or a .npz file.")
     flags.DEFINE_string(
-        "data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets, or recordings are."
+        "data_dir", sets.DATA_DIR, "Where tensorflow-datasets keeps its sets, or recordings are."
     )
     flags.DEFINE_integer("images", None, f"The first so many test images. Default: {images}.", 1)
 
@@ -159,13 +159,13 @@ def weights_path(net: nets.Net, dataset: str | None) -> Path:
     return trained if trained.exists() else kept
 
 
-def workload(net: nets.Net, dataset: data.Dataset, images: int | None) -> tuple[np.ndarray, ...]:
+def workload(net: nets.Net, dataset: sets.Dataset, images: int | None) -> tuple[np.ndarray, ...]:
     """The first `images` test images, normalised, and their labels; all of them for None.
 
     Raises:
       InputError: fewer test images than asked for, or a label the network has no class for.
     """
-    data.check_labels(dataset, net.num_classes)
+    sets.check_labels(dataset, net.num_classes)
     there = len(dataset.x_test)
     if images is not None and not 1 <= images <= there:
         raise InputError(f"images {images} is out of range; {dataset.name} has 1 to {there}")
