@@ -28,7 +28,8 @@ broken at every step) are two benchmarks in one run; names end in `_parameters` 
 
 PyTorch rows need PyTorch; snnTorch's `pip install snntorch==1.0.0`; PyTorchFI's
 `pip install pytorchfi==0.6.0 --no-deps` (its weight injection imports nothing but torch). Rows that
-can't be had are left out, saying so.
+can't be had are left out, saying so. Your own network (--net=my_model.py:build or FILE.onnx) has
+rows of PyTorch, eager ones, where it is a module of PyTorch, but for PyTorchFI's.
 
 glibc maps large arrays afresh each time they are needed, which halves PyTorch. So the benchmark
 starts itself again with MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
@@ -51,7 +52,6 @@ from typing import Any
 from absl import flags
 
 import jfi
-import nets
 from experiments import cli, machine, target
 from experiments.bench import costs, turns, zoo, zoo_table
 from experiments.bench.benchmark import (
@@ -66,7 +66,6 @@ from experiments.bench.benchmark import (
     growth_row,
     tell,
 )
-from experiments.data import sets
 from jfi.engine.engine import MEASURES, Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
@@ -75,10 +74,13 @@ from jfi.networks.sites import Network
 # --- The script
 
 
+IMAGES = 512  # of a workload that is not said
+
+
 def define_flags() -> None:
     """Flags of this script."""
-    target.define_network("resnet20")
-    target.define_workload("cifar10", "512, or all")
+    target.define_network("resnet20", own_too=True)
+    target.define_workload("cifar10", "512, or all", own_too=True)
     flags.DEFINE_integer("seed", 0, "Seed of the faults.", 0)
     flags.DEFINE_list(
         "rows",
@@ -145,22 +147,20 @@ def _measure() -> tuple[str, dict]:
         return "allocator", compare_allocators(args.rounds)
     if args.zoo:
         return "zoo", {"rows": _zoo(args)}
-    dataset = sets.load(args.dataset, args.data_dir, train=False)
-    net = nets.build(args.net, dataset.x_test.shape[1:])
-    network = target.load_network(net, target.weights_path(net, dataset.name))
     if args.growth and args.faults is None:
-        rows = costs.growth(growth_row, len(dataset.x_test))
+        rows = costs.growth(growth_row, len(target.load().images))
         return "growth", {"measure": args.measure, "rows": rows}
-    images, labels = target.workload(net, dataset, _images(dataset))
+    under = target.load(most=IMAGES)
+    network = under.network
     memory = args.memory * MEBIBYTE
 
     def bench_of(sites) -> Workbench:
         space = FaultSpace(sites, FAULT_MODELS["stuck_at"])
         faults = turns.draw(space, args.seed, LISTED)
-        runner = Engine(network, images, labels, sites, memory=memory)
+        runner = Engine(network, under.images, under.labels, sites, memory=memory)
         # Figures are those in the midst of an exhaustive campaign.
         runner.expect(dict(enumerate(space.site_sizes.tolist())))
-        return Workbench(net, runner, faults)
+        return Workbench(under.source, runner, faults)
 
     if args.growth or args.profile:
         _, runner, faults = bench_of(jfi.select(network))
@@ -172,7 +172,7 @@ def _measure() -> tuple[str, dict]:
     names = args.rows or (
         SPIKING if network.taps else [name for name in ROWS if name != "snntorch_loop"]
     )
-    return "bench", by_part(parts, names, args.seconds, args.rounds)
+    return "bench", by_part(parts, names, args.seconds, args.rounds) | under.config
 
 
 def _zoo(args) -> list[dict]:
@@ -189,11 +189,6 @@ def _parts(network: Network) -> dict[str, tuple[Site, ...]]:
         return {"": jfi.select(network)}
     state = tuple(site for site in network.sites if site.name in network.taps)
     return {"_parameters": network.parameters, "_state": state}
-
-
-def _images(dataset: sets.Dataset) -> int:
-    wanted = flags.FLAGS.images
-    return min(512, len(dataset.x_test)) if wanted is None else wanted
 
 
 def _keep(found: dict, folder: Path) -> None:

@@ -18,6 +18,7 @@ import nets
 from experiments import machine
 from experiments.bench import costs
 from experiments.bench.turns import Paced, Row, Turn, block, fastest, ratio, take_turns
+from experiments.own import Own
 from jfi import bits
 from jfi.engine.engine import MEASURES, Engine
 from jfi.faults import Faults
@@ -39,7 +40,7 @@ SKIPPING = 2  # of stuck-at-0 and stuck-at-1, one leaves the bit as it is
 class Workbench(NamedTuple):
     """What all rows share."""
 
-    net: nets.Net
+    source: nets.Net | Own  # what peers are made of
     engine: Engine
     faults: Faults  # in random order
 
@@ -136,19 +137,29 @@ def engine_rows(measure: str, bench: Workbench) -> list[Row]:
 def peer_rows(job: str, compiled: bool, bench: Workbench) -> list[Row]:
     """A job of `experiments.bench.peers` at every batch size, and eager in every layout."""
     peers, images = _peers(), len(bench.engine.images)
+    make, layouts = partial(peers.peer, bench.source), peers.LAYOUTS
+    if isinstance(bench.source, Own):
+        # torchax, which adopted the module, makes torch.compile look for devices of JAX in vain.
+        if not peers.is_module(bench.source.model) or job == "pytorchfi" or compiled:
+            raise LeftOut(f"there is no such peer of your own network {bench.source.shown}")
+        make = partial(peers.own_peer, bench.source.model)
+        # The axes of the user's images are not known; only of four can one be the channels.
+        layouts = peers.LAYOUTS if bench.engine.images.ndim == 4 else ("channels_first",)
 
     def row(**settings):
-        peer = peers.peer(bench.net, bench.engine, **settings, compiled=compiled)
+        peer = make(bench.engine, **settings, compiled=compiled)
         return Row(partial(getattr(peers, job), peer), images, settings)
 
-    layouts = ("channels_last",) if compiled else peers.LAYOUTS
+    layouts = tuple(layouts)[-1:] if compiled else layouts
     return [row(batch=b, layout=layout) for layout in layouts for b in batches(images)]
 
 
 def snntorch_rows(bench: Workbench) -> list[Row]:
     """A loop over faults in snnTorch, on one core and on all."""
+    if isinstance(bench.source, Own):
+        raise LeftOut(f"there is no such peer of your own network {bench.source.shown}")
     if not bench.engine.network.taps:
-        raise LeftOut(f"{bench.net.name} has no spiking neurons")
+        raise LeftOut(f"{bench.source.name} has no spiking neurons")
     _peers()
     try:
         import torch
@@ -157,7 +168,7 @@ def snntorch_rows(bench: Workbench) -> list[Row]:
     except ImportError as error:
         raise LeftOut("snnTorch is not installed: pip install snntorch==1.0.0") from error
     runner = bench.engine
-    peer = spiking_peer.peer(bench.net, runner.network, runner.images, runner.sites)
+    peer = spiking_peer.peer(bench.source, runner.network, runner.images, runner.sites)
 
     def run(threads, faults):
         torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ Either runs eager or compiled; `torch.compile` sees the model as an argument, so
 copies of it need no new compilation.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -35,13 +36,13 @@ LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.cha
 class Layer(NamedTuple):
     """Where the words of one site are in PyTorch.
 
-    name, number: of the layer, among all and among those of `LAYERS`.
+    name: of the tensor. number: of its layer among those of `LAYERS`; None where that is not known.
     places: int64 [words, rank], index in the weight of each of our words, in our order.
     values: [words], their golden values.
     """
 
     name: str
-    number: int
+    number: int | None
     places: np.ndarray
     values: np.ndarray
 
@@ -106,8 +107,37 @@ def _layers(net: Net, engine: Engine, model: nn.Module) -> list[Layer]:
         theirs = to_torch(net, site.name, ours)  # our position of each of their words
         places = np.stack(np.unravel_index(np.argsort(theirs.ravel()), theirs.shape), axis=1)
         name = layer_name(site.name)
-        found.append(Layer(name, numbers[name], places, engine.network.values(site).ravel()))
+        values = engine.network.values(site).ravel()
+        found.append(Layer(f"{name}.weight", numbers[name], places, values))
     return found
+
+
+def is_module(model: Any) -> bool:
+    """Whether a model that a user brings is one of PyTorch."""
+    return isinstance(model, nn.Module)
+
+
+def own_peer(model: nn.Module, engine: Engine, *, batch: int, layout: str, compiled: bool) -> Peer:
+    """The peer that a user's own module is, at these settings; the images are as it takes them."""
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    _full_precision()
+    model = copy.deepcopy(model).eval().to(device)
+    images = torch.tensor(engine.images).to(device)
+    if images.dtype == torch.int32:  # indices are int64 in PyTorch
+        images = images.long()
+    if images.ndim == 4:
+        model, images = (x.to(memory_format=LAYOUTS[layout]) for x in (model, images))
+    forward, batches = _forward(compiled), list(images.split(batch))
+    with torch.inference_mode():
+        logits = torch.cat([forward(model, batch) for batch in batches])
+    layers = [
+        Layer(
+            site.name, None, np.stack(np.unravel_index(np.arange(site.words), site.shape), axis=1),
+            engine.network.values(site).ravel(),
+        )
+        for site in engine.sites
+    ]  # fmt: skip
+    return Peer(model, forward, batches, logits.argmax(1), layers)
 
 
 class Injection(NamedTuple):
@@ -147,7 +177,8 @@ def loop(peer: Peer, faults: Faults) -> np.ndarray:
     """bool [F], critical for at least one image: patch, run, restore."""
     found = []
     for layer, place, faulty, before in _injections(peer, faults):
-        weight = peer.model.get_submodule(layer.name).weight.data
+        owner, _, leaf = layer.name.rpartition(".")
+        weight = getattr(peer.model.get_submodule(owner), leaf).data
         weight[place] = faulty
         found.append(_critical(peer, peer.model))
         weight[place] = before

@@ -45,6 +45,15 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
 
 
+class Inputs(NamedTuple):
+    """What networks of any kind are tested on: x as it is held, [B, ...], of numbers of any type;
+    labels int32 [B] from 0, or None where there are none."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray | None
+
+
 def names() -> tuple[str, ...]:
     """Data sets known by name; `load` also takes the path of a .npz file."""
     return ("digits", *PREPARED, *events.SOURCES)
@@ -79,6 +88,33 @@ def load(
         known = ", ".join(names())
         raise InputError(f"dataset {name!r} is unknown; known are {known} and any .npz file")
     return _dataset(Path(name).stem if name.endswith(".npz") else name, arrays, splits)
+
+
+def inputs(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Inputs:
+    """The test half of a data set for networks that are not the project's.
+
+    Of a .npz file, x_test exactly as the file holds it: of any rank and type of numbers, and y_test
+    may be absent. Of a set known by name, what `load` gives.
+    Raises InputError as `load`, and where x_test is missing, empty or no numbers, or y_test is not
+    as many labels.
+    """
+    name = os.fspath(name)
+    if not name.endswith(".npz"):
+        dataset = load(name, data_dir, train=False)
+        return Inputs(dataset.name, dataset.x_test, dataset.y_test)
+    arrays = _read_npz(Path(name), ("x_test", "y_test"))
+    what = f"dataset {Path(name).stem}"
+    if "x_test" not in arrays:
+        raise InputError(f"{what}: lacks x_test, what the network is tested on, [B, ...]")
+    x = arrays["x_test"]
+    if x.ndim < 2 or not x.size or x.dtype.kind not in "biuf":
+        raise InputError(f"{what}: x_test is {x.dtype}{list(x.shape)}; numbers [B, ...] are right")
+    if "y_test" not in arrays:
+        return Inputs(Path(name).stem, x, None)
+    y = _labels(f"{what}: y_test", arrays["y_test"])
+    if len(y) != len(x):
+        raise InputError(f"{what}: x_test has {len(x)}, y_test {len(y)} labels; as many are right")
+    return Inputs(Path(name).stem, x, y)
 
 
 def add_jpegs(dataset: Dataset, path: str | os.PathLike) -> Dataset:
@@ -213,13 +249,15 @@ def _how_to_prepare(problem: str, name: str) -> str:
     )
 
 
-def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
-    """Every array of a .npz file; pickled objects are refused."""
+def _read_npz(
+    path: Path, keys: tuple[str, ...] = (*MNIST_FILES, FRAMES)
+) -> Mapping[str, np.ndarray]:
+    """Arrays of a .npz file, those of these that are there; pickled objects are refused."""
     if not path.is_file():
         raise InputError(f"dataset {path}: no such file")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in (*MNIST_FILES, FRAMES) if key in arrays}
+            return {key: arrays[key] for key in keys if key in arrays}
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
         raise InputError(f"dataset {path}: truncated, or not a .npz file of arrays") from error
 

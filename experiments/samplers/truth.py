@@ -32,10 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-import nets
 from experiments import campaign as campaign_script
 from experiments import machine, target
-from experiments.data import sets
 from jfi import bits
 from jfi.campaign import campaign, records
 from jfi.engine.engine import Engine
@@ -48,7 +46,7 @@ from jfi.sampling import estimates
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.sampling import Request, Stratum
 
-CONFIG = "net weights dataset images sites share seed".split()
+CONFIG = "net weights dataset images sites share seed dt".split()
 UNKNOWN = -1
 COLUMNS = ("site", "index", "bit", "critical")
 # What reading a file may raise that is not, or not whole, what was written.
@@ -276,8 +274,8 @@ def _of_stuck_at(flips: Estimate) -> Estimate:
 
 def define_flags() -> None:
     """Flags of this script."""
-    target.define_network()
-    target.define_workload()
+    target.define_network(own_too=True)
+    target.define_workload(own_too=True)
     flags.DEFINE_string(
         "sites",
         None,
@@ -294,22 +292,19 @@ def define_flags() -> None:
 def main() -> int | None:
     """Make the truth that the flags ask for, and print its criticality."""
     args = flags.FLAGS
-    dataset = sets.load(args.dataset, args.data_dir, train=False)
-    net = nets.build(args.net, dataset.x_test.shape[1:])
-    images, labels = target.workload(net, dataset, args.images)
-    network = target.load_network(net, target.weights_path(net, dataset.name))
-    work = plan(network, args.sites, args.share, args.seed)
-    out = Path(args.out or Path("runs", f"truth_{net.name}_{dataset.name}.npz"))
+    under = target.load()
+    work = plan(under.network, args.sites, args.share, args.seed)
+    out = Path(args.out or Path("runs", f"truth_{under.name}_{under.dataset}.npz"))
     if out.exists():
         raise InputError(f"--out={out} is there already; name another file, or move it away")
     engine = Engine(
-        network,
-        images,
-        labels,
+        under.network,
+        under.images,
+        under.labels,
         work.space.sites,
         memory=args.memory * campaign_script.MEBIBYTE,
     )
-    config = {name: getattr(args, name) for name in CONFIG}
+    config = {name: getattr(args, name) for name in CONFIG} | under.config
     with campaign_script.LiveProgress() as progress:
         truth = write(out, work, engine, config, verify_pairs=args.verify, progress=progress)
     print(report.table([e for e in unit_estimates(truth) if e.level in ("network", "layer")]))
