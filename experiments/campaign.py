@@ -17,8 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-import nets
-from experiments import cli, data, report, target
+from experiments import cli, report, target
 from jfi.campaign import campaign, records, rounds
 from jfi.campaign.rounds import METHODS
 from jfi.engine import golden
@@ -34,7 +33,7 @@ from jfi.study.live import LiveProgress, stoppable
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits measure screen levels workload workload_layer activations".split()
+    "keep_bits measure screen levels workload workload_layer activations dt".split()
 )
 MEBIBYTE = 1 << 20
 
@@ -42,7 +41,7 @@ MEBIBYTE = 1 << 20
 def define_flags() -> None:
     """Flags of this script."""
     target.define_flags()
-    target.define_workload()
+    target.define_workload(own_too=True)
     flags.DEFINE_string(
         "faults",
         None,
@@ -76,10 +75,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("memory", 1024, "MiB of golden values kept on the device at a time.", 1)
 
 
-def config() -> dict:
-    """The flags that decide the outcomes."""
+def config(under: target.Target) -> dict:
+    """The flags that decide the outcomes, and what else names a network of the user's."""
     args = flags.FLAGS
-    return {name: getattr(args, name) for name in CONFIG}
+    return {name: getattr(args, name) for name in CONFIG} | under.config
 
 
 def main() -> int | None:
@@ -88,26 +87,26 @@ def main() -> int | None:
     if args.keep_bits and args.measure == "detect":
         raise InputError("keep_bits needs the measure critical or full; detect tells no images")
     check_measure(args.measure, args.screen)
-    dataset = data.load(args.dataset, args.data_dir, train=False)
-    net = nets.build(args.net, dataset.x_test.shape[1:])
-    images, labels = target.workload(net, dataset, args.images)
-    network = target.load_network(net, target.weights_path(net, dataset.name), args.activations)
+    under = target.load(args.activations)
+    network, images, labels = under.network, under.images, under.labels
     plan = _plan(network)
     chosen = target.choose(network, images, labels)
     if chosen is not None:
-        images, labels = images[chosen.indices], labels[chosen.indices]
+        images = images[chosen.indices]
+        labels = None if labels is None else labels[chosen.indices]
     runner = Engine(
         network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE,
         screen=args.screen, order=target.given(chosen),
     )  # fmt: skip
-    manifest = campaign.manifest(plan, runner, config(), {}, chosen)
+    manifest = campaign.manifest(plan, runner, config(under), {}, chosen)
     truth = report.truth_of(args.truth, manifest) if args.truth else None
     sampler = campaign.LISTED if args.faults else args.sampler
-    workdir = Path(args.workdir or Path("runs", f"{net.name}_{dataset.name}_{sampler}"))
-    accuracy = float((runner.golden.top1 == labels).mean())
+    workdir = Path(args.workdir or Path("runs", f"{under.name}_{under.dataset}_{sampler}"))
+    accuracy = None if labels is None else float((runner.golden.top1 == labels).mean())
+    known = "no labels" if accuracy is None else f"golden accuracy {accuracy:.2%}"
     planned = "as many as it takes" if sampler in METHODS else f"{plan.injections:,}"
     print(
-        f"{net.name}: golden accuracy {accuracy:.2%} on {len(images):,} images; "
+        f"{under.name}: {known} on {len(images):,} images; "
         f"{planned} of {int(plan.population.sum()):,} faults ({sampler})"
     )
     if network.left_out:
@@ -116,6 +115,7 @@ def main() -> int | None:
         print(f"workload: {len(images):,} of {chosen.of:,} images, {chosen.reason}")
     earlier = _earlier(workdir)
     go_on = f"stopped; {workdir} has what was done, and the same command goes on from there"
+    asked = config(under)
     with LiveProgress() as live, stoppable(live, go_on) as progress:
         options = {
             "measure": args.measure, "verify_pairs": args.verify, "keep_bits": args.keep_bits,
@@ -123,13 +123,15 @@ def main() -> int | None:
         }  # fmt: skip
         if sampler in METHODS:
             summary = despite_wrong(
-                rounds.run, sampler, plan.space, runner, workdir, config(), request=plan.request,
+                rounds.run, sampler, plan.space, runner, workdir, asked, request=plan.request,
                 levels=tuple(args.levels), seed=plan.seed, **options,
             )  # fmt: skip
         else:
-            summary = despite_wrong(campaign.run, plan, runner, workdir, config(), **options)
+            summary = despite_wrong(campaign.run, plan, runner, workdir, asked, **options)
     measured = {**earlier, **_measured(summary, network, images, accuracy)}
     worst = tally.worst(workdir, network)
+    if labels is None:  # nothing is correct or not
+        summary["pairs"].pop("correct", None)
     records.write_summary(workdir, {**summary, "measured": measured, "worst": worst})
     return _conclude(workdir, summary, measured, truth)
 
@@ -168,9 +170,11 @@ def _earlier(workdir: Path) -> dict:
         return {}
 
 
-def _measured(summary: dict, network, images, accuracy: float) -> dict:
+def _measured(summary: dict, network, images, accuracy: float | None) -> dict:
     """What this run measured; the rates only where it ran any fault itself."""
-    measured = {"images": summary["images"], "golden_accuracy": round(accuracy, 4)}
+    measured = {"images": summary["images"]}
+    if accuracy is not None:
+        measured["golden_accuracy"] = round(accuracy, 4)
     if summary["subnormal"]:
         measured["faults_of_subnormal_words"] = summary["subnormal"]
     if summary["run"]["faults"]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 from absl import app, flags, logging
 
@@ -16,10 +17,18 @@ WIDTH = 100  # of the help
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def run(main: Callable[..., int | None], positional: bool = False) -> None:
+def start(script: ModuleType) -> None:
+    """Run a script that is a module of a room, under whatever name it was started by."""
+    script.define_flags()
+    run(script.main, doc=script.__doc__)
+
+
+def run(main: Callable[..., int | None], positional: bool = False, doc: str | None = None) -> None:
     """Parse the flags, run `main`, exit with its status (None is 0).
 
-    With `positional`, `main` takes the list of arguments that are no flags; else there are none.
+    Args:
+      positional: `main` takes the list of arguments that are no flags; else there are none.
+      doc: what --help begins with; by default the docstring of the script that was started.
 
     Bad flags and bad input print `error: ...` on standard error and exit with 2, a failing system
     call (a full disk) with 1, an interrupt with 130. Any other exception is a defect and keeps
@@ -27,7 +36,7 @@ def run(main: Callable[..., int | None], positional: bool = False) -> None:
     """
     app.run(
         lambda argv: _guard(partial(main, argv[1:]) if positional else main),
-        flags_parser=partial(_parse, positional=positional),
+        flags_parser=partial(_parse, positional=positional, doc=doc),
     )
 
 
@@ -49,10 +58,10 @@ def _guard(main: Callable[[], int | None]) -> int | None:
         return fail(str(error) or "interrupted", INTERRUPTED)
 
 
-def _parse(argv: list[str], positional: bool = False) -> list[str]:
+def _parse(argv: list[str], positional: bool = False, doc: str | None = None) -> list[str]:
     """The flags parser of absl, with our error line, exit status and help."""
     if HELP & set(argv[1:]):
-        print(help_text())
+        print(help_text(doc))
         sys.exit(0)
     flags.FLAGS.verbosity = logging.WARNING  # else JAX tells of every backend it tries
     flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind other arguments
@@ -65,9 +74,9 @@ def _parse(argv: list[str], positional: bool = False) -> list[str]:
     return rest
 
 
-def help_text() -> str:
+def help_text(doc: str | None = None) -> str:
     """The script's docstring and every flag that it and its modules of `experiments` define."""
-    doc = (sys.modules["__main__"].__doc__ or "").strip()
+    doc = (doc or sys.modules["__main__"].__doc__ or "").strip()
     # absl files the flags of a script under the name it was started by.
     known = [
         flag

@@ -5,18 +5,23 @@
 prints, for the stuck-at faults in the kernels of ResNet-20, a population of 17,173,504 and the
 sample of each layer, 307,649 in all (Table I of Ruospo et al., DATE 2023, whose total of 307,650
 books ten biases under layer 11). Sample sizes follow from the shapes alone, except those of
-data_aware, which needs weights: --weights, or --dataset for those that training wrote. Takes
+data_aware, which needs weights: --weights, or --dataset for those that training wrote. Your own
+network (--net=my_model.py:build, or FILE.onnx) is planned on the images of --dataset. Takes
 seconds; the run time it expects is a rough one, from the network's own speed on this machine and
 the operations that are left after each fault.
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 
 import nets
-from experiments import cli, data, target
+from experiments import cli, own, target
+from experiments.data import sets
 from jfi.campaign import campaign
 from jfi.campaign.campaign import Plan
 from jfi.campaign.rounds import METHODS
@@ -27,6 +32,7 @@ from jfi.networks.sites import Network, told
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
 IMAGES = 1000  # of a workload that is not said
+TIMED = 64  # images that the network is timed on
 FROM_WEIGHTS = ("data_aware", "adaptive_distance")  # samplers
 
 
@@ -36,10 +42,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        f"Plan for the images of this data set ({', '.join(data.names())}, or a .npz file) and the "
-        "weights trained on it. Default: the network's usual images.",
+        f"Plan for the images of this data set ({', '.join(sets.names())}, or a .npz file) and the "
+        f"weights trained on it. Default: the network's usual images.{target.OWN_DATASET}",
     )
-    flags.DEFINE_string("data_dir", data.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_string("data_dir", sets.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
     flags.DEFINE_integer(
         "images",
         None,
@@ -85,7 +91,8 @@ def seconds(network: Network, plan: Plan, images: int, golden_rate: float) -> fl
 def main() -> None:
     """Print the plan that the flags ask for."""
     args = flags.FLAGS
-    net, network, dataset = _network()
+    subject = _subject()
+    network = subject.network
     if network.left_out and not args.json:
         print(f"left out: {told(network.left_out)}")
     if args.sampler in METHODS:
@@ -97,36 +104,59 @@ def main() -> None:
         fault_model=args.fault_model,
         request=target.request(),
     )
-    count = _images(net, network, dataset)
-    images = np.random.default_rng(0).normal(size=(64, *net.input_shape)).astype(np.float32)
-    expected = seconds(network, plan, count, golden.golden_rate(network, images))
+    count = _images(subject)
+    expected = seconds(network, plan, count, golden.golden_rate(network, subject.images))
     (_print_json if args.json else _print_tables)(plan, count, expected)
 
 
-def _network() -> tuple[nets.Net, Network, data.Dataset | None]:
+class Subject(NamedTuple):
+    """What is planned for: a network, images to time it on, how many the workload has where the
+    flags do not say, and the workload itself."""
+
+    network: Network
+    images: np.ndarray
+    usual: int
+    workload: Callable[[], tuple[np.ndarray, np.ndarray | None]]
+
+
+def _subject() -> Subject:
     """What the flags name: the network, with its weights where named or needed, and its images."""
     args = flags.FLAGS
-    dataset = data.load(args.dataset, args.data_dir, train=False) if args.dataset else None
+    if own.is_own(args.net):
+        under = target.load(args.activations)
+        images = under.images
+        return Subject(under.network, images[:TIMED], len(images), lambda: (images, under.labels))
+    target.check_net()
+    dataset = sets.load(args.dataset, args.data_dir, train=False) if args.dataset else None
     if args.workload is not None and dataset is None:
         raise InputError(f"workload {args.workload} chooses from images; name them with --dataset")
     net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
+    network = _of_project(net, dataset)
+    images = np.random.default_rng(0).normal(size=(TIMED, *net.input_shape)).astype(np.float32)
+    workload = partial(target.workload, net, dataset, args.images)
+    return Subject(network, images, IMAGES, workload)
+
+
+def _of_project(net: nets.Net, dataset: sets.Dataset | None) -> Network:
+    """The network, with its weights where they are named or needed."""
+    args = flags.FLAGS
     if args.weights is None and args.workload is None and args.sampler not in FROM_WEIGHTS:
-        return net, target.read(net, nets.init(net, 0), args.activations), dataset
+        return target.read(net, nets.init(net, 0), args.activations)
     if args.weights is None and dataset is None:
         raise InputError(
             f"sampler {args.sampler} plans from weights, and none are named; give --weights, or "
             "--dataset for those that training wrote"
         )
     weights = target.weights_path(net, dataset.name if dataset else None)
-    return net, target.load_network(net, weights, args.activations), dataset
+    return target.load_network(net, weights, args.activations)
 
 
-def _images(net: nets.Net, network: Network, dataset: data.Dataset | None) -> int:
+def _images(subject: Subject) -> int:
     """How many images the workload has; chosen by a golden pass where the flags say so."""
     args = flags.FLAGS
     if args.workload is None:
-        return args.images or IMAGES
-    chosen = target.choose(network, *target.workload(net, dataset, args.images))
+        return args.images or subject.usual
+    chosen = target.choose(subject.network, *subject.workload())
     if not args.json:
         print(f"workload: {chosen.indices.size:,} of {chosen.of:,} images, {chosen.reason}")
     return chosen.indices.size

@@ -73,6 +73,9 @@ def command(config: Mapping[str, Any]) -> str | None:
     """The command that runs a campaign of these flags; None where they are not of `campaign`."""
     if not {"net", "dataset", "sampler"} <= set(config):
         return None
+    config = dict(config)
+    config["net"] = config.pop("net_path", config["net"])  # of the user's own network
+    config.pop("net_sha256", None)
     given = [_flag(name, x) for name, x in config.items() if x is not None and x is not False]
     return " ".join(["python -m experiments.campaign", *given])
 

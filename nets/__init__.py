@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from nets import lenet, mobilenet, resnet, resnet9, resnet18, spiking, vgg
-from nets.net import Net, NetError, apply, apply_named, fast, init, normalise
+from nets.net import Net, NetError, apply, apply_named, fast, init, named_outputs, normalise
 from nets.weights import load, save
 
 __all__ = [
-    "Net", "NetError", "apply", "apply_named", "build", "fast", "init", "load", "names",
-    "normalise", "save",
+    "Net", "NetError", "apply", "apply_named", "build", "fast", "init", "load", "named_outputs",
+    "names", "normalise", "save",
 ]  # fmt: skip
 
 

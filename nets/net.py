@@ -71,6 +71,12 @@ def apply_named(net: Net, variables: dict, x: jax.Array) -> jax.Array:
 
     Names (`jax.ad_checkpoint.checkpoint_name`) change no number; they say where a value is made.
     """
+    with named_outputs():
+        return apply(net, variables, x)
+
+
+def named_outputs():
+    """A context in which the output of every Flax Linen layer is named, as `apply_named` says."""
 
     def name(call, args, kwargs, context):
         out = call(*args, **kwargs)
@@ -78,8 +84,7 @@ def apply_named(net: Net, variables: dict, x: jax.Array) -> jax.Array:
             return out
         return checkpoint_name(out, "/".join((*context.module.path, "output")))
 
-    with nn.intercept_methods(name):
-        return apply(net, variables, x)
+    return nn.intercept_methods(name)
 
 
 def fast(net: Net) -> Net:

@@ -34,10 +34,8 @@ def test_wings_know_only_those_below_them():
 @pytest.mark.parametrize("wrong", ["report.tables", "engine.engine"])
 def test_a_contract_is_broken_by_an_import_from_above(tmp_path, wrong):
     """A copy of the house whose bottom floor imports one above it."""
-    shutil.copytree(ROOT / "jfi", tmp_path / "jfi")
-    for name in ("nets", "experiments"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
+    for name in ("jfi", "nets", "experiments"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "jfi" / "errors.py").open("a") as file:
         file.write(f"import jfi.{wrong}\n")

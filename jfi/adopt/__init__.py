@@ -109,7 +109,8 @@ def batch(example: Any, called: str = "example is") -> np.ndarray:
 def _adopted(model: Any, dt: float) -> Adopted:
     """The model, by the adopter of its framework."""
     if isinstance(model, str | os.PathLike):
-        return _read(os.fspath(model), dt)
+        found = _read(os.fspath(model), dt)
+        return found._replace(apply=_said(found.apply))
     values = model if type(model) is tuple and model else (model,)
     of = _framework(values[0])
     if of == "NIR":

@@ -19,10 +19,13 @@ class LiveProgress:
 
     def __enter__(self):
         from rich.console import Console
-        from rich.progress import Progress, TimeRemainingColumn
+        from rich.progress import Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         console = Console(stderr=True)
-        columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
+        # The text wraps where it is long; else it would push the bar out of the line.
+        text = TextColumn("{task.description}", table_column=Column())
+        columns = (text, *Progress.get_default_columns()[1:3], TimeRemainingColumn())
         # In a notebook rich draws on widgets.
         drawn = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         self.live = console.is_terminal or drawn

@@ -13,7 +13,7 @@ import numpy as np
 from jfi import bits
 from jfi.campaign import records
 from jfi.errors import InputError
-from jfi.report import page, tables
+from jfi.report import finished, page, tables
 from jfi.sampling.estimates import Estimate
 
 SHOWN = 40  # most rows of the table of a result; `estimates` has all
@@ -28,7 +28,7 @@ _NUMBERS = ("estimate", "margin", "low", "high", "cp_low", "cp_high", "unsampled
 class Result:
     """What a campaign found; made by `Study.run`, and by `load` from its work directory.
 
-    Printed, it is a sentence and a table; so it is in a notebook.
+    Printed, it is a sentence and a table; in a notebook also the report's figures.
 
     Attributes:
       workdir: where the record is.
@@ -119,7 +119,7 @@ class Result:
         return "\n".join([self.sentence, "", table, *more, "", *self._notes()])
 
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
+        """The same for a notebook, with the figures of the report below in a frame of their own."""
         shown, more = self._shown()
         levels = tables.planned(self._config)
         head = _row("th", tables.COLUMNS)
@@ -128,6 +128,19 @@ class Result:
             f"<p>{html.escape(self.sentence)}</p>"
             f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
             + "".join(f"<p>{html.escape(line)}</p>" for line in (*more, *self._notes()))
+            + self._figures()
+        )
+
+    def _figures(self) -> str:
+        """The report's page in a frame, with a style of its own; empty if its record is gone."""
+        try:
+            whole = page.page(finished.read(self.workdir))
+        except (InputError, OSError):
+            return ""
+        frame = 'style="width: 100%; height: 40rem; border: 0; background: white"'
+        return (
+            "<details open><summary>Report, with figures</summary>"
+            f'<iframe srcdoc="{html.escape(whole)}" {frame}></iframe></details>'
         )
 
     @property

@@ -7,7 +7,8 @@ import pytest
 
 import jfi
 import nets
-from experiments import campaign, plan, target, train
+from experiments import campaign, plan, target
+from experiments.train import __main__ as train
 
 DIGIT = np.zeros((4, 8, 8), np.float32)
 

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from experiments import campaign, cli, data, plan, train
+from experiments import campaign, cli, plan
+from experiments.data import __main__ as data
+from experiments.train import __main__ as train
 from jfi.errors import InputError
 from nets import NetError
 

@@ -63,7 +63,9 @@ def test_three_lines(door, tmp_path, monkeypatch):
     assert unit["margin"] <= 0.05
     assert repr(found).startswith(found.sentence)
     assert "With 99% confidence between" in found.sentence
-    assert "<table>" in found._repr_html_()
+    shown = found._repr_html_()
+    assert "<table>" in shown and shown.count("<iframe") == shown.count("</iframe>") == 1
+    assert "&lt;figure id=&quot;layers&quot;" in shown and "<figure" not in shown
     assert "Golden accuracy" in repr(found)
     assert found.summary["verify"]["pairs"] == 200
     # Once more: it is found finished.

@@ -1,0 +1,1 @@
+"""DATE'23 reproduced: `reproduction` makes tables and figures, `sizes` the sample sizes."""

@@ -1,0 +1,1 @@
+"""DEAR-CNN reproduced: `reproduction` makes tables and figures."""

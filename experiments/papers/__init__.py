@@ -1,0 +1,1 @@
+"""What reproductions of papers share: figures, and tables as Markdown."""

@@ -1,0 +1,1 @@
+"""SpikingJET reproduced: `reproduction` makes tables, beside the published figures."""
