@@ -15,6 +15,7 @@ import pytest
 import jfi
 import nets
 from experiments import campaign, target
+from experiments.data import sets
 from jfi.campaign import campaign as jfi_campaign
 from jfi.campaign import records
 from jfi.engine import engine, golden
@@ -76,7 +77,7 @@ def test_estimate_is_the_share_of_faults_that_change_an_answer(exhaustive, lenet
     """Of the top exponent bit, by flipping it in NumPy and running the network as it is."""
     net = nets.build("lenet", (8, 8, 1))
     variables = nets.load(net, lenet_weights)
-    digits = campaign.sets.load("digits")
+    digits = sets.load("digits")
     images, _ = target.workload(net, digits, 20)
     golden = np.asarray(nets.apply(net, variables, images)).argmax(1)
     kernel = np.asarray(variables["params"]["fc3"]["kernel"])

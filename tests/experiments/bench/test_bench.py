@@ -158,8 +158,8 @@ def test_ratios_name_rows_that_exist():
 @pytest.mark.parametrize("name", ["lenet", "resnet"])
 def test_weights_to_pytorch_and_back(name, request):
     work = request.getfixturevalue(name)
-    state = models.module(work.net, work.engine.network).state_dict()
-    arrays = from_torch({k: v.numpy() for k, v in state.items()}, dict(work.net.flattened))
+    state = models.module(work.source, work.engine.network).state_dict()
+    arrays = from_torch({k: v.numpy() for k, v in state.items()}, dict(work.source.flattened))
     for site in work.engine.network.sites:
         path = site.name if site.name.startswith("batch_stats/") else f"params/{site.name}"
         np.testing.assert_array_equal(arrays.pop(path), work.engine.network.values(site))
@@ -178,7 +178,7 @@ def test_the_loop_gives_the_verdicts_of_naive_runs_and_restores(name, layout, re
     logits = verify.naive(work.engine, pairs, np.tile(np.arange(images), count))
     top1 = logits.argmax(-1).reshape(count, images)
     wanted = (top1 != work.engine.golden.top1).any(axis=1)
-    peer = peers.peer(work.net, work.engine, batch=images // 2, layout=layout, compiled=False)
+    peer = peers.peer(work.source, work.engine, batch=images // 2, layout=layout, compiled=False)
     before = {name: value.clone() for name, value in peer.model.state_dict().items()}
     assert wanted.any() and not wanted.all()
     np.testing.assert_array_equal(peers.loop(peer, faults), wanted)
@@ -187,7 +187,7 @@ def test_the_loop_gives_the_verdicts_of_naive_runs_and_restores(name, layout, re
 
 def test_pytorchfi_gives_the_verdicts_of_the_loop(lenet):
     pytest.importorskip("pytorchfi", reason="PyTorchFI is not installed")
-    peer = peers.peer(lenet.net, lenet.engine, batch=16, layout="channels_last", compiled=False)
+    peer = peers.peer(lenet.source, lenet.engine, batch=16, layout="channels_last", compiled=False)
     faults = costs.at_every_site(lenet.engine, 5)
     wanted = peers.loop(peer, faults)
     assert wanted.any() and not wanted.all()
@@ -197,11 +197,11 @@ def test_pytorchfi_gives_the_verdicts_of_the_loop(lenet):
 def test_a_model_that_is_another_network_is_refused(lenet):
     other = lenet.engine.network.params["params"]
     other = {"params": other | {"fc3": jax.tree.map(lambda x: x + 1e-3, other["fc3"])}}
-    network = target.read(lenet.net, other)
-    apart = models.module(lenet.net, network)
+    network = target.read(lenet.source, other)
+    apart = models.module(lenet.source, network)
     logits = apart(torch.tensor(lenet.engine.images.transpose(0, 3, 1, 2))).detach().numpy()
     with pytest.raises(InputError, match=r"lenet gives logits .* away from ours"):
-        models.check_logits(lenet.net, logits, lenet.engine.golden.logits)
+        models.check_logits(lenet.source, logits, lenet.engine.golden.logits)
 
 
 # --- The rows and the script
