@@ -161,6 +161,8 @@ def _unfit(value: np.ndarray) -> str:
     wide = value.dtype in (np.int64, np.uint64, np.float64)
     if wide and not jax.config.jax_enable_x64:
         return f"{value.dtype} words, which JAX computes in 32 bits without jax_enable_x64"
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        return "holds numbers that are not finite, as masks do"
     return ""
 
 

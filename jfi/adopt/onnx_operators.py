@@ -800,6 +800,8 @@ def RNN(node, x, w, r, b=None, lengths=None, h=None):
 @_operator()
 def QuantizeLinear(node, x, scale, zero=None):
     """To the nearest code, ties to even, cut to the range."""
+    if node.get("block_size", 0):
+        raise _unsupported(node, "blocks")
     axis = node.get("axis", 1)
     dtype = jnp.dtype(jnp.uint8) if zero is None else zero.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
@@ -817,9 +819,10 @@ def DequantizeLinear(node, codes, scale, zero=None):
     if node.get("block_size", 0):
         raise _unsupported(node, "blocks")
     axis = node.get("axis", 1)
-    wide = codes.astype(jnp.int32)
+    exact = jnp.int32 if jnp.issubdtype(codes.dtype, jnp.integer) else jnp.float32
+    wide = codes.astype(exact)
     if zero is not None:
-        wide = wide - _along(zero, codes.ndim, axis).astype(jnp.int32)
+        wide = wide - _along(zero, codes.ndim, axis).astype(exact)
     return wide.astype(scale.dtype) * _along(scale, codes.ndim, axis)
 
 

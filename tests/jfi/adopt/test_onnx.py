@@ -1,6 +1,7 @@
 """ONNX models adopted: operators against ONNX's own tests, a zoo against its own evaluator."""
 
 import copy
+import json
 from pathlib import Path
 
 import jax
@@ -282,7 +283,8 @@ def check_cases(known):
                 for a, b in zip(computed(case, inputs), outputs, strict=True):
                     a = np.asarray(a)
                     assert a.shape == b.shape, (a.shape, b.shape)
-                    rough = 1e-2 if b.dtype.itemsize < 4 else 1e-5
+                    # Some of ONNX's results are written down in four digits: its own tolerance.
+                    rough = 1e-2 if b.dtype.itemsize < 4 else case.rtol
                     numbers = (x.astype(np.float64) for x in (a, b))
                     np.testing.assert_allclose(*numbers, rtol=rough, atol=1e-5)
             right[op] += 1
@@ -335,9 +337,9 @@ def test_magika():
     examples = np.stack([bytes_of(file) for file in files])
     network = jfi.adopt(path, examples)
     tool = magika.Magika()
-    labels = tool._target_labels_space_np
+    labels = json.loads(path.with_name("config.min.json").read_text())["target_labels_space"]
     told = np.asarray(network.apply(network.params, examples)).argmax(1)
     wanted = [str(tool.identify_path(file).dl.label) for file in files]
-    assert [str(labels[k]) for k in told] == wanted and len(set(wanted)) > 3
+    assert [labels[k] for k in told] == wanted and len(set(wanted)) > 3
     assert len(network.positions) > 8
     check_campaign(network, examples, most=150)
