@@ -80,5 +80,7 @@ def tune_allocator(module: str) -> None:
 
 
 def untuned() -> dict[str, str]:
-    """The environment without `MALLOC`."""
-    return {name: value for name, value in os.environ.items() if name not in MALLOC}
+    """The environment without `MALLOC`, with this checkout: scripts are not installed."""
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    found = {name: value for name, value in os.environ.items() if name not in MALLOC}
+    return {**found, "PYTHONPATH": os.pathsep.join(filter(None, path))}

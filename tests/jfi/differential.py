@@ -19,6 +19,7 @@ import time
 import traceback
 from functools import partial
 from typing import NamedTuple
+from unittest import mock
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -38,9 +39,6 @@ MEASURES = ("full", "critical", "detect", "radii", "loop")
 WORDS, MOST_SITES, SHAKES, VERIFIED, BOUNDARY = 8, 3, 3, 40, 24
 FEW, EXCUSED = 1, 0.002  # verdicts on doubtful pairs that may differ, in all and of them
 FAR, LEAST = 4, 1e-5  # a verdict is sure from so many spreads, and this share of the logits, on
-
-
-routes.PROGRAM = routes.LINE = 0  # loops of one leaf too, which so small networks don't pay for
 
 
 class Naive:
@@ -190,6 +188,8 @@ class Verdict(NamedTuple):
     wrong: list[str]
 
 
+# Loops of one leaf too, which so small networks don't pay for.
+@mock.patch.multiple(routes, PROGRAM=0, LINE=0)
 def judge(seed: int, focus: tuple[str, ...] = (), devices: int = 1) -> Verdict:
     """Run the network of a seed by every measure."""
     net = draw(seed, focus)

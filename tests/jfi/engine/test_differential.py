@@ -16,7 +16,7 @@ from jfi import bits
 from jfi.engine import certify, curves, golden, patch, rounding
 from jfi.networks.program import PRODUCTS
 
-FEW = 8  # networks of a usual run, on one and on two devices in turn
+FEW = 6  # networks of a usual run, on one and on two devices in turn
 TRIED = 60  # networks on which a fault must be found
 
 
