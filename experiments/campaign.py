@@ -33,7 +33,8 @@ from jfi.study.live import LiveProgress, stoppable
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits measure screen levels workload workload_layer activations dt".split()
+    "keep_bits measure criterion output screen levels workload workload_layer activations "
+    "dt".split()
 )
 MEBIBYTE = 1 << 20
 
@@ -42,6 +43,7 @@ def define_flags() -> None:
     """Flags of this script."""
     target.define_flags()
     target.define_workload(own_too=True)
+    target.define_criterion()
     flags.DEFINE_string(
         "faults",
         None,
@@ -90,19 +92,19 @@ def main() -> int | None:
     under = target.load(args.activations)
     network, images, labels = under.network, under.images, under.labels
     plan = _plan(network)
-    chosen = target.choose(network, images, labels)
+    chosen = target.choose(network, images, labels, under.criterion)
     if chosen is not None:
         images = images[chosen.indices]
         labels = None if labels is None else labels[chosen.indices]
     runner = Engine(
         network, images, labels, plan.space.sites, memory=args.memory * MEBIBYTE,
-        screen=args.screen, order=target.given(chosen),
+        screen=args.screen, order=target.given(chosen), criterion=under.criterion,
     )  # fmt: skip
     manifest = campaign.manifest(plan, runner, config(under), {}, chosen)
     truth = report.truth_of(args.truth, manifest) if args.truth else None
     sampler = campaign.LISTED if args.faults else args.sampler
     workdir = Path(args.workdir or Path("runs", f"{under.name}_{under.dataset}_{sampler}"))
-    accuracy = None if labels is None else float((runner.golden.top1 == labels).mean())
+    accuracy = None if labels is None else runner.accuracy
     known = "no labels" if accuracy is None else f"golden accuracy {accuracy:.2%}"
     planned = "as many as it takes" if sampler in METHODS else f"{plan.injections:,}"
     print(

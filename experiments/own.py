@@ -28,11 +28,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jfi
 import nets
 from jfi.adopt import batch
+from jfi.criteria.criterion import Criterion
+from jfi.criteria.criterion import own as own_criterion
+from jfi.engine.inputs import check_images
 from jfi.errors import InputError, kind
 from jfi.networks.sites import Network
 
@@ -114,24 +118,60 @@ def parted(built: Any) -> tuple[Any, Callable | None]:
     return built, None
 
 
+def is_python(text: str) -> bool:
+    """Whether a flag names a function of a Python file."""
+    return bool(_SOURCE.fullmatch(text))
+
+
+def criterion(text: str) -> Criterion:
+    """The criterion of FILE.py:FUNCTION: a function of (golden, faulty), or a `Criterion`.
+
+    Its text is the file's name, the function's and the first letters of the file's hash.
+
+    Raises:
+      InputError: no such file or function, or what the file raises.
+    """
+    source, what = _SOURCE.fullmatch(text), f"criterion {text}"
+    path = Path(os.path.abspath(Path(source["file"]).expanduser()))
+    if not path.is_file():
+        raise InputError(f"{what}: there is no file {path}")
+    if not source["function"]:
+        raise InputError(f"{what}: name the function, as {path.name}:FUNCTION")
+    with _at_home(path.parent):
+        found = _module(path, text, "criterion")
+    found = getattr(found, source["function"], None)
+    if not isinstance(found, Criterion):
+        if not callable(found):
+            raise InputError(f"{what}: {path.name} has no function {source['function']}")
+        found = own_criterion(found)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found._replace(text=f"{path.name}:{source['function']} ({sha256[:12]})")
+
+
 def adopt(
-    own: Own, x: np.ndarray, dt: float | None = None, activations: bool = False
+    own: Own,
+    x: np.ndarray,
+    dt: float | None = None,
+    activations: bool = False,
+    output: str | None = None,
 ) -> tuple[Network, np.ndarray]:
-    """The network, and the images [B, ...] as it takes them.
+    """The network, and the images [B, ...] as it takes them, several arrays as their bytes.
 
     Args:
       x: images of the data set, as it has them.
       dt: time step of a NIR graph, in seconds.
       activations: make the outputs of layers sites, where the framework is one that tells layers.
+      output: the name of the array to judge faults by, of several.
 
     Raises:
       InputError: as of `jfi.adopt`; preprocessing that raises, or returns no such array; no layer
         to make a site of.
     """
     images = preprocessed(own, x)
-    options = {} if dt is None else {"dt": dt}
+    options: dict[str, Any] = {} if dt is None else {"dt": dt}
+    options |= {} if output is None else {"output": output}
     try:
-        network = jfi.adopt(own.model, images[:ADOPTED], **options)
+        network = jfi.adopt(own.model, _first(images, ADOPTED), **options)
     except InputError as error:
         advice = _advice(own, images, options)
         raise InputError(f"net {own.shown}: {str(error).rstrip('.')}{advice}") from error
@@ -139,7 +179,12 @@ def adopt(
         told = f"on images {kind(images)} it raised {_told(error)}"
         advice = _advice(own, images, options)
         raise InputError(f"net {own.shown}: {told.rstrip('.')}{advice}") from error
+    images = check_images(network, images)
     return (_with_outputs(network, own, images[0]) if activations else network), images
+
+
+def _first(images: Any, count: int) -> Any:
+    return jax.tree.map(lambda x: x[:count], images)
 
 
 def _with_outputs(network: Network, own: Own, image: np.ndarray) -> Network:
@@ -155,22 +200,27 @@ def _with_outputs(network: Network, own: Own, image: np.ndarray) -> Network:
             f"net {own.shown}: only layers of Flax Linen are told by --activations; elsewhere name "
             "values with jax.ad_checkpoint.checkpoint_name, which makes them sites without it"
         )
-    return named._replace(left_out={**named.left_out, **network.left_out})
+    return named._replace(
+        left_out={**named.left_out, **network.left_out}, inputs=network.inputs,
+        outputs=network.outputs._replace(link=named.outputs.link),
+    )  # fmt: skip
 
 
-def preprocessed(own: Own, x: np.ndarray) -> np.ndarray:
-    """The images as the network takes them, NumPy [B, ...]."""
+def preprocessed(own: Own, x: np.ndarray) -> Any:
+    """The images as the network takes them, NumPy [B, ...], or a tree of such arrays."""
     if own.preprocess is None:
         return batch(x, f"net {own.shown}: images are")
     what = f"net {own.shown}: preprocess (the second value of the pair) on {kind(x)}"
     images = batch(_call(lambda: own.preprocess(x), what), f"{what} returns")
-    if len(images) != len(x):
+    if len(jax.tree.leaves(images)[0]) != len(x):
         raise InputError(f"{what} returns {kind(images)}; it must be as many images, {len(x)}")
     return images
 
 
-def _advice(own: Own, images: np.ndarray, options: dict[str, Any]) -> str:
+def _advice(own: Own, images: Any, options: dict[str, Any]) -> str:
     """In which other layout or type the network takes the images, where it does."""
+    if not isinstance(images, np.ndarray):
+        return ""
     for code, change in _layouts(images):
         with contextlib.suppress(Exception):
             jfi.adopt(own.model, change(images[:ADOPTED]), **options)
@@ -204,13 +254,13 @@ def _layouts(images: np.ndarray) -> Iterator[tuple[str, Callable]]:
 # --- The user's file
 
 
-def _module(path: Path, net: str) -> ModuleType:
+def _module(path: Path, net: str, flag: str = "net") -> ModuleType:
     """The module of a file, run under a name that no other module has."""
     name = f"_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    _call(lambda: spec.loader.exec_module(module), f"net {net}: the file")
+    _call(lambda: spec.loader.exec_module(module), f"{flag} {net}: the file")
     return module
 
 

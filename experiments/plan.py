@@ -25,6 +25,7 @@ from experiments.data import sets
 from jfi.campaign import campaign
 from jfi.campaign.campaign import Plan
 from jfi.campaign.rounds import METHODS
+from jfi.criteria.criterion import Criterion
 from jfi.engine import golden, split
 from jfi.errors import InputError
 from jfi.networks.program import flops
@@ -117,6 +118,7 @@ class Subject(NamedTuple):
     images: np.ndarray
     usual: int
     workload: Callable[[], tuple[np.ndarray, np.ndarray | None]]
+    criterion: Criterion
 
 
 def _subject() -> Subject:
@@ -125,7 +127,10 @@ def _subject() -> Subject:
     if own.is_own(args.net):
         under = target.load(args.activations)
         images = under.images
-        return Subject(under.network, images[:TIMED], len(images), lambda: (images, under.labels))
+        workload = images, under.labels
+        return Subject(
+            under.network, images[:TIMED], len(images), lambda: workload, under.criterion
+        )
     target.check_net()
     dataset = sets.load(args.dataset, args.data_dir, train=False) if args.dataset else None
     if args.workload is not None and dataset is None:
@@ -134,7 +139,7 @@ def _subject() -> Subject:
     network = _of_project(net, dataset)
     images = np.random.default_rng(0).normal(size=(TIMED, *net.input_shape)).astype(np.float32)
     workload = partial(target.workload, net, dataset, args.images)
-    return Subject(network, images, IMAGES, workload)
+    return Subject(network, images, IMAGES, workload, target.criterion(network, None))
 
 
 def _of_project(net: nets.Net, dataset: sets.Dataset | None) -> Network:
@@ -156,7 +161,7 @@ def _images(subject: Subject) -> int:
     args = flags.FLAGS
     if args.workload is None:
         return args.images or subject.usual
-    chosen = target.choose(subject.network, *subject.workload())
+    chosen = target.choose(subject.network, *subject.workload(), subject.criterion)
     if not args.json:
         print(f"workload: {chosen.indices.size:,} of {chosen.of:,} images, {chosen.reason}")
     return chosen.indices.size

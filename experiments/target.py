@@ -21,6 +21,8 @@ from experiments.data import sets
 from jfi.campaign import rounds
 from jfi.campaign.campaign import Plan
 from jfi.campaign.rounds import METHODS
+from jfi.criteria import built_in, names
+from jfi.criteria.criterion import Criterion
 from jfi.engine.golden import golden_run
 from jfi.engine.inputs import check_labels
 from jfi.errors import InputError
@@ -42,6 +44,7 @@ class Target(NamedTuple):
     name, dataset: in words and in names of files.
     images: [B, ...] as the network takes them. labels: int32 [B], or None where there are none.
     source: the net of `nets`, or the network that the user brought: what peers are made of.
+    criterion: what makes a fault critical.
     config: what a record keeps in place of flags, of a network that the user brought.
     """
 
@@ -51,6 +54,7 @@ class Target(NamedTuple):
     images: np.ndarray
     labels: np.ndarray | None
     source: nets.Net | own.Own
+    criterion: Criterion
     config: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
@@ -98,6 +102,25 @@ def define_workload(dataset: str = "digits", images: str = "all", own_too: bool 
         "data_dir", sets.DATA_DIR, "Where tensorflow-datasets keeps its sets, or recordings are."
     )
     flags.DEFINE_integer("images", None, f"The first so many test images. Default: {images}.", 1)
+
+
+def define_criterion() -> None:
+    """Flags of what makes a fault critical."""
+    flags.DEFINE_string(
+        "criterion",
+        None,
+        f"What makes a fault critical for an image: {', '.join(names.CRITERIA)}, with arguments "
+        "after a colon, as top_k:5, tolerance:relative=0.1, tokens:last, pixels:0.01, "
+        "detections:iou=0.5,score=0.3, accuracy_drop:1; or FILE.py:FUNCTION of (golden, faulty), "
+        "the outputs for one image, in JAX, that returns a bool. Default: that the top-1 of scores "
+        "[B, C] changes; of one score an image with labels 0 and 1, that it passes the threshold.",
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Of a network that returns several arrays: the name of the one to judge faults by, as "
+        "logits or heads/0. Default: all.",
+    )
 
 
 def define_flags() -> None:
@@ -201,7 +224,9 @@ def load(activations: bool = False, most: int | None = None) -> Target:
     net = nets.build(args.net, dataset.x_test.shape[1:])
     images, labels = workload(net, dataset, first(len(dataset.x_test), most))
     network = load_network(net, weights_path(net, dataset.name), activations)
-    return Target(net.name, dataset.name, network, images, labels, net)
+    if _flag("output") is not None:
+        raise InputError(f"output {_flag('output')}: {net.name} returns one array; leave it out")
+    return Target(net.name, dataset.name, network, images, labels, net, criterion(network, labels))
 
 
 def check_net() -> None:
@@ -237,17 +262,38 @@ def _own(activations: bool, most: int | None) -> Target:
     check_images(args.images, len(inputs.x), inputs.name)
     number = first(len(inputs.x), most)
     found = own.load(args.net)
-    network, images = own.adopt(found, inputs.x[:number], args.dt, activations)
+    network, images = own.adopt(found, inputs.x[:number], args.dt, activations, _flag("output"))
     labels = inputs.y if inputs.y is None else inputs.y[:number]
+    asked = criterion(network, labels)
     if labels is not None:
         try:
-            labels = check_labels(labels, (len(images), network.program.out.aval.shape[1]))
+            by = asked.judge(network.outputs)
+            labels = check_labels(labels, len(images), by, asked.text)
         except InputError as error:
             raise InputError(f"dataset {inputs.name}: y_test: {error}") from error
     config = found.config
     if args.dataset.endswith(".npz"):
         config |= {"dataset": os.path.abspath(args.dataset)}
-    return Target(found.name, inputs.name, network, images, labels, found, config)
+    return Target(found.name, inputs.name, network, images, labels, found, asked, config)
+
+
+def criterion(network: Network, labels: np.ndarray | None) -> Criterion:
+    """What the flag says is critical, or what is usual for the network.
+
+    Raises:
+      InputError: a criterion that is unknown, or not for what the network returns.
+    """
+    asked = _flag("criterion")
+    if asked is None:
+        return names.usual(network.outputs, labels)
+    found = own.criterion(asked) if own.is_python(asked) else names.parse(asked)
+    found.judge(network.outputs)
+    return found
+
+
+def _flag(name: str) -> Any:
+    """The value of a flag that not all scripts have; None where this one has not."""
+    return getattr(flags.FLAGS, name) if name in flags.FLAGS else None
 
 
 def check_images(images: int | None, there: int, dataset: str) -> None:
@@ -305,7 +351,7 @@ def given(chosen: workloads.Selection | None) -> np.ndarray | None:
 
 
 def choose(
-    network: Network, images: np.ndarray, labels: np.ndarray | None
+    network: Network, images: np.ndarray, labels: np.ndarray | None, criterion: Criterion
 ) -> workloads.Selection | None:
     """The images that the flag asks for, by one golden pass; None where it asks for none.
 
@@ -315,9 +361,28 @@ def choose(
     args = flags.FLAGS
     if args.workload is None:
         return None
-    seen = workloads.golden_pass(golden_run(network, images).logits, labels)
+    by = criterion.judge(network.outputs)
+    seen = _pass(network, images, labels, criterion)
     if args.workload.startswith("kennard_stone"):
         seen = seen._replace(embedding=embedding(network, images, args.workload_layer))
     if args.workload.startswith("expected"):
-        seen = seen._replace(chances=chances(network, images, jfi.select(network, args.sites)))
+        seen = seen._replace(chances=chances(network, images, jfi.select(network, args.sites), by))
     return workloads.select(args.workload, seen)
+
+
+def _pass(
+    network: Network, images: np.ndarray, labels: np.ndarray | None, criterion: Criterion
+) -> workloads.Pass:
+    """What the golden run says of the images: of each its least certain answer."""
+    by, logits = criterion.judge(network.outputs), golden_run(network, images).logits
+    if by.chances is None:
+        raise InputError(
+            f"criterion {criterion.text} has no probabilities for workload metrics; choose "
+            "random:N:SEED, or leave --workload out"
+        )
+    # Of many answers an image, metrics take no label.
+    one = labels is not None and labels.size == len(images)
+    labels = labels.ravel() if one else None
+    if not network.outputs.link and criterion == built_in.TOP1:
+        return workloads.golden_pass(logits, labels)  # in float64
+    return workloads.check(workloads.Pass(jax.vmap(by.chances)(logits), labels))

@@ -1,10 +1,11 @@
 """The outcome of a fault: one partition of (fault, image) pairs, and its counts per fault.
 
-A pair is *masked* (outputs equal to golden), *non-critical* (outputs differ, top-1 equal) or
-*critical* (top-1 differs from the golden top-1, not from the label). The classes below refine
-that: every pair is in exactly one of them.
+A pair is *masked* (outputs equal to golden), *critical* (as the criterion says: by default, top-1
+differs from the golden top-1, not from the label) or *non-critical* (outputs differ, no more). The
+classes below refine that: every pair is in exactly one of them.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jfi import bits
+from jfi.criteria.criterion import Judgement
 
 CLASSES = ("masked", "sdc_0_5", "sdc_5_10", "sdc_10_20", "sdc_20", "sdc_1", "non_finite")
 MASKED, SDC_20, SDC_1, NON_FINITE = (
@@ -47,16 +49,6 @@ class Outcomes(NamedTuple):
     masked_bits: np.ndarray | None = None  # as critical_bits
 
 
-def confidence(logits: jax.Array, top: jax.Array) -> jax.Array:
-    """Softmax of ``logits [..., C]`` at class ``top [...]``, float32 ``[...]``."""
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    # The maximum is taken off in the wider type, so that no finite logit overflows.
-    shifted = (wide - jnp.max(wide, axis=-1, keepdims=True)).astype(jnp.float32)
-    exps = jnp.exp(shifted)
-    at_top = jnp.take_along_axis(exps, top[..., None], axis=-1)[..., 0]
-    return at_top / jnp.sum(exps, axis=-1)
-
-
 def sdc_bin(golden: jax.Array, faulty: jax.Array) -> jax.Array:
     """Class 1 to 4 of a confidence that moved: [0, 5%), [5%, 10%), [10%, 20%), [20%, inf).
 
@@ -69,34 +61,47 @@ def sdc_bin(golden: jax.Array, faulty: jax.Array) -> jax.Array:
     return jnp.uint8(SDC_20) - sum(inside)
 
 
-def classify(golden_logits: jax.Array, faulty_logits: jax.Array, label: jax.Array) -> jax.Array:
+def classify(golden: jax.Array, faulty: jax.Array, label: jax.Array, by: Judgement) -> jax.Array:
     """The outcome code of every pair: uint8 ``[...]``, under jit and vmap too.
 
-    ``golden_logits`` and ``faulty_logits`` are ``[..., C]``, ``label`` is int ``[...]``; leading
-    axes broadcast. Low three bits: the index in ``CLASSES``, the first that holds of
+    ``golden`` and ``faulty`` are rows of outputs ``[..., N]``, ``label`` is ``[..., *]``, of the
+    form that ``by`` takes; leading axes broadcast. Low three bits: the index in ``CLASSES``, the
+    first that holds of
 
-    * masked: every logit has the bits of golden (``-0`` is not ``0``, a NaN is the same NaN);
-    * non_finite: an infinity or NaN in the faulty logits;
-    * sdc_1: the top-1 differs from the golden top-1;
-    * sdc_a_b: the softmax confidence of the golden top-1 moved by a to b percent of itself.
+    * masked: every output has the bits of golden (``-0`` is not ``0``, a NaN is the same NaN);
+    * non_finite: an infinity or NaN in the faulty outputs (DUE: it can be detected);
+    * sdc_1: critical, as ``by`` says;
+    * sdc_a_b: the worst of the confidences moved by a to b percent of itself.
 
-    Bit 3 (``CRITICAL``) is set when the top-1 differs from golden, non-finite outputs included;
-    bit 4 (``CORRECT``) when the faulty top-1 is the label. Top-1 is argmax: the first of equal
-    maxima, and the first NaN where there is one.
+    Bit 3 (``CRITICAL``) is set where the pair is critical, non-finite outputs included; bit 4
+    (``CORRECT``) where the faulty outputs are what the label says.
     """
-    golden_logits, faulty_logits = jnp.broadcast_arrays(golden_logits, faulty_logits)
-    golden_top = jnp.argmax(golden_logits, axis=-1)
-    faulty_top = jnp.argmax(faulty_logits, axis=-1)
-    changed = golden_top != faulty_top
-    masked = ~jnp.any(bits.differs(golden_logits, faulty_logits), axis=-1)
-    finite = jnp.all(jnp.isfinite(faulty_logits), axis=-1)
-    moved = sdc_bin(confidence(golden_logits, golden_top), confidence(faulty_logits, golden_top))
+    label, axes = jnp.asarray(label), max(golden.ndim, faulty.ndim) - 1
+    lead = np.broadcast_shapes(golden.shape[:-1], faulty.shape[:-1], label.shape[:axes])
+    if not lead:
+        return _classify(by, golden, faulty, label)
+    rest = label.shape[len(lead) :] if label.ndim > len(lead) else ()
+    wanted = (*lead, golden.shape[-1]), (*lead, faulty.shape[-1]), (*lead, *rest)
+    full = (
+        jnp.broadcast_to(x, shape).reshape(-1, *shape[len(lead) :])
+        for x, shape in zip((golden, faulty, label), wanted, strict=True)
+    )
+    return jax.vmap(partial(_classify, by))(*full).reshape(lead)
+
+
+def _classify(by: Judgement, golden, faulty, label) -> jax.Array:
+    """The code of one pair, of rows [N]."""
+    changed = by.critical(golden, faulty)
+    masked = ~jnp.any(bits.differs(golden, faulty), axis=-1)
+    finite = jnp.all(jnp.isfinite(faulty), axis=-1)
+    moved = sdc_bin(*by.confidences(golden, faulty)).max(initial=jnp.uint8(MASKED + 1))
     code = jnp.where(changed, jnp.uint8(SDC_1), moved)
     code = jnp.where(finite, code, jnp.uint8(NON_FINITE))
     code = jnp.where(masked, jnp.uint8(MASKED), code)
-    critical = changed.astype(jnp.uint8) * CRITICAL
-    correct = (faulty_top == label).astype(jnp.uint8) * CORRECT
-    return (code | critical | correct).astype(jnp.uint8)
+    code = code | changed.astype(jnp.uint8) * CRITICAL
+    if by.correct is not None:
+        code = code | by.correct(faulty, label).astype(jnp.uint8) * CORRECT
+    return code.astype(jnp.uint8)
 
 
 def tally(codes: np.ndarray, keep_bits: bool = False) -> Outcomes:

@@ -85,7 +85,14 @@ def profile(runner: Engine, faults: Faults, measure: str) -> dict:
         network = runner.network
         leaves = {n: network.positions[site.name] for n, site in enumerate(runner.sites)}
         pruner = Pruner(
-            network.program, network.leaves, leaves, runner.images, runner.hardware, MEMORY
+            network.program,
+            network.leaves,
+            leaves,
+            runner.images,
+            runner.by,
+            network.scores,
+            runner.hardware,
+            MEMORY,
         )
         pieces = _pruned_pieces(runner, pruner)
         stages["golden values and bound maps"] = median_seconds(_maps(runner, pruner))

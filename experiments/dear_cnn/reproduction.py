@@ -270,7 +270,7 @@ def table_1(subject: Subject) -> list[str]:
     """Accuracies, inferences and critical faults."""
     own, paper = subject.campaigns[0], paper_row(subject)
     share = detection.shares(own.verdicts, np.arange(subject.images)).critical[-1]
-    clean = float((subject.engine.golden.top1 == subject.engine.labels).mean())
+    clean = subject.engine.accuracy
     rows = [("ours", *_percents(clean, own.correct, 1 - share, share), own.total)]
     if paper:
         rows.append(("paper, 10,000 images", *paper[:5]))
@@ -488,7 +488,7 @@ def subject_of(net: nets.Net, dataset: sets.Dataset, weights: Path, out: Path) -
 def golden_pass(engine: Engine) -> Pass:
     """All that metrics are made of, of the images of an engine."""
     network, images = engine.network, engine.images
-    foreseen = expected.chances(network, images, engine.sites)
+    foreseen = expected.chances(network, images, engine.sites, engine.by)
     layer = embedding(network, images)
     return workload.golden_pass(engine.golden.logits, engine.labels, layer, foreseen)
 

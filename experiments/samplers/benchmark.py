@@ -200,7 +200,7 @@ def hints_of(path: str | Path, weights: str, dataset: str) -> Hints:
         np.stack([engine.certified(number, bit) for bit in range(site.width)], axis=1)
         for number, site in enumerate(sites)
     ]
-    return Hints(scores.sensitivity(network, x, sites), certified)
+    return Hints(scores.sensitivity(network, x, sites, engine.by), certified)
 
 
 def names(found: Truth) -> list[str]:

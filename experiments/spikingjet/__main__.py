@@ -84,7 +84,7 @@ def main() -> int | None:
     kept = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
     shares = {one: dict(zip(TITLES, of["shares"], strict=True)) for one, of in kept.items()}
     figures.stacked(out / "figure2.png", shares)
-    accuracy = float((engine.golden.top1 == labels).mean())
+    accuracy = engine.accuracy
     verify = summary["verify"]
     parts = [
         f"# {net.name}: golden accuracy {accuracy:.2%} of {len(samples):,} samples",

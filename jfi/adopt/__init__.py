@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -42,7 +42,7 @@ _TAKEN = (
 )
 
 
-def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
+def adopt(model: Any, example: Any, *, dt: float = 1e-4, output: str | None = None) -> Network:
     """A network of any framework, ready for fault injection: `jfi.adopt(model, x_test[:8])`.
 
     The framework is recognised by the model's class; only its own library is imported. The network
@@ -61,9 +61,12 @@ def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
         - an ONNX model: a `ModelProto`, or the path of an `.onnx` file (`jfi[onnx]`);
         - a NIR graph, or the path of a `.nir` file (`jfi[nir]`): images are [B, T, ...], inputs of
           T steps, and the logits are the output summed over the steps;
-        - `(apply, params)`: `(params, x [B, ...]) -> logits [B, C]` in JAX, as for `jfi.network`.
-      example: a batch of images [B, ...] as the model takes them: NumPy, JAX or PyTorch. Tokens
-        may be int64: JAX computes them as int32.
+        - `(apply, params)`: `(params, x) -> outputs` in JAX, as for `jfi.network`.
+        It may return several arrays [B, ...] in a tree.
+      example: a batch of images [B, ...] as the model takes them: NumPy, JAX or PyTorch; or a tuple
+        or dict of such arrays: a model gets those as its arguments, by position or by name, and
+        `apply` and a Keras model the tree itself. Tokens may be int64: JAX computes them as int32.
+      output: the name of the one array to judge faults by, of several that the model returns.
       dt: the time step of a NIR graph in seconds, which the graph does not say; 1e-4 is snnTorch's.
 
     Returns:
@@ -76,28 +79,36 @@ def adopt(model: Any, example: Any, *, dt: float = 1e-4) -> Network:
     Raises:
       InputError: a model of no framework named above; a missing library, with its install command;
         a model that can't be put in inference mode, whose outputs are random, that does not run
-        in JAX, or whose output is not one array [B, C]; an adopted network whose outputs differ
+        in JAX, or whose outputs are not arrays [B, ...]; an adopted network whose outputs differ
         from the model's by more than float rounding (`jfi.engine.rounding`), with how much and
         where; what `jfi.network` refuses.
     """
     images = batch(example)
     found = _adopted(model, dt)
-    adopted = network(found.apply, found.params, images[0])
+    one = jax.tree.map(lambda x: x[0], images)
+    adopted = network(found.apply, found.params, one, output)
     adopted = adopted._replace(left_out={**adopted.left_out, **found.left_out})
     if found.original is not None:
-        compare.check(adopted, images, found.original)
+        compare.check(adopted, images, found.original, output)
     return adopted
 
 
-def batch(example: Any, called: str = "example is") -> np.ndarray:
-    """Images [B, ...] of NumPy, JAX or PyTorch as NumPy, in the types that JAX computes.
+def batch(example: Any, called: str = "example is") -> Any:
+    """Images [B, ...] of NumPy, JAX or PyTorch as NumPy, in the types that JAX computes; or a tree
+    of such arrays, of as many images each.
 
     Raises:
       InputError: no batch of images; `called` begins the message.
     """
+    if isinstance(example, Mapping | tuple | list) and jax.tree.leaves(example):
+        found = jax.tree.map(lambda x: batch(x, called), example)
+        counts = {len(x) for x in jax.tree.leaves(found)}
+        if len(counts) > 1:
+            raise InputError(f"{called} arrays of {sorted(counts)} images; each needs as many")
+        return found
     if hasattr(example, "detach"):  # PyTorch
         example = pytorch.array(example)
-    if not isinstance(example, np.ndarray | jax.Array) or example.ndim < 2 or not len(example):
+    if not isinstance(example, np.ndarray | jax.Array) or not example.ndim or not len(example):
         raise InputError(
             f"{called} {kind(example)}; it must be a batch of images [B, ...], one array with at "
             "least one image, as the model takes it"
@@ -158,11 +169,6 @@ def _said(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             raise InputError(
                 f"the model does not run in JAX on images {kind(x)}: {type(error).__name__}: {said}"
             ) from error
-        if not isinstance(found, jax.Array | np.ndarray) or found.ndim != 2:
-            raise InputError(
-                f"the model returns {kind(found)} for images of shape {x.shape}; jfi reads one "
-                "array of logits [B, C]: wrap the model so that it returns that alone"
-            )
         return found
 
     return checked

@@ -21,10 +21,11 @@ _INFERENCE = {
 class Adopted(NamedTuple):
     """A model as a pure function, and the model itself to compare it with.
 
-    apply: `(params, x [B, ...]) -> logits [B, C]`, in inference mode, traceable by JAX.
+    apply: `(params, x [B, ...]) -> outputs [B, ...]`, in inference mode, traceable by JAX. Both may
+      be trees of arrays.
     params: pytree of all stored arrays that faults may strike, under the framework's own names.
-    original: `x [B, ...] -> logits [B, C]` by the framework itself, in inference mode; None where
-      nothing else runs the model.
+    original: `x [B, ...] -> outputs [B, ...]` by the framework itself, in inference mode; None
+      where nothing else runs the model.
     left_out: name -> why, of stored arrays that `params` lacks.
     """
 
@@ -32,6 +33,15 @@ class Adopted(NamedTuple):
     params: Any
     original: Callable[[Any], Any] | None
     left_out: Mapping[str, str] = {}
+
+
+def called(function: Callable[..., Any], x: Any, **flags: Any) -> Any:
+    """A model called on its inputs: an array, or a tuple by position or a dict by name."""
+    if isinstance(x, Mapping):
+        return function(**x, **flags)
+    if isinstance(x, tuple | list):
+        return function(*x, **flags)
+    return function(x, **flags)
 
 
 def library(name: str, extra: str) -> ModuleType:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jfi import forms
+from jfi.engine.inputs import check_images
 from jfi.engine.rounding import SAFETY, TOLERANCE, spread
 from jfi.errors import InputError, kind
 from jfi.hardware.compiling import jit
@@ -14,7 +16,9 @@ from jfi.networks.program import run
 from jfi.networks.sites import Network
 
 
-def check(network: Network, images: np.ndarray, original: Callable[[Any], Any]) -> None:
+def check(
+    network: Network, example: Any, original: Callable[[Any], Any], output: str | None = None
+) -> None:
     """Compare the network, one image [...] of [B, ...] at a time, with the model on the batch.
 
     A logit may be off by `jfi.engine.rounding.TOLERANCE` epsilons of the image's largest; where
@@ -24,12 +28,13 @@ def check(network: Network, images: np.ndarray, original: Callable[[Any], Any]) 
       InputError: outputs of the model that are random, not finite or of another form than the
         network's; a difference, with how large it is and where.
     """
-    wanted, again = _output(original, images), _output(original, images)
+    wanted, again = (_output(network, original, example, output) for _ in range(2))
+    images = check_images(network, example)
     found = np.asarray(jit(lambda p, x: _each(network.apply, p, x))(network.params, images))
     if wanted.shape != found.shape:
         raise InputError(
             f"the model's own output for {len(images)} images is {kind(wanted)}, and the adopted "
-            f"network's is {kind(found)}; jfi reads one array of logits [B, C]"
+            f"network's is {kind(found)}"
         )
     if not np.isfinite(wanted).all():
         bad, output = np.argwhere(~np.isfinite(wanted))[0]
@@ -58,7 +63,8 @@ def check(network: Network, images: np.ndarray, original: Callable[[Any], Any]) 
         )
 
 
-def _output(original, images) -> np.ndarray:
+def _output(network: Network, original, images, output: str | None) -> np.ndarray:
+    """Rows of outputs [B, N] by the model itself, float64."""
     try:
         found = original(images)
     except InputError:
@@ -69,11 +75,17 @@ def _output(original, images) -> np.ndarray:
             f"the model itself does not run on the example, {kind(images)}: "
             f"{type(error).__name__}: {said}"
         ) from error
-    if not isinstance(found, np.ndarray | jax.Array):
+    found = forms.plain(found)
+    leaves = jax.tree.leaves(found if output is None else forms.chosen(found, output))
+    form = network.outputs.arrays
+    shapes = [getattr(leaf, "shape", (0,))[1:] for leaf in leaves]
+    if shapes != [array.shape for array in form]:
         raise InputError(
-            f"the model's own output is {kind(found)}; jfi reads one array of logits [B, C]"
+            f"the model's own output is {', '.join(map(kind, leaves))}, and the adopted network's "
+            f"is {', '.join(f'{a.dtype}[B, {str(list(a.shape))[1:]}' for a in form)}"
         )
-    return np.asarray(found).astype(np.float64)
+    typed = [np.asarray(x).astype(array.dtype) for x, array in zip(leaves, form, strict=True)]
+    return np.asarray(network.outputs.row(typed)).astype(np.float64)
 
 
 def _each(apply, params, images):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jfi.adopt.adopted import Adopted, inference_arguments
+from jfi.adopt.adopted import Adopted, called, inference_arguments
 
 
 def adopt(model: Any, state: Any = None) -> Adopted:
@@ -23,7 +23,7 @@ def adopt(model: Any, state: Any = None) -> Adopted:
     if state is None:
 
         def one(arrays, x):
-            return eqx.combine(arrays, rest)(x, **flags)
+            return called(eqx.combine(arrays, rest), x, **flags)
 
         return Adopted(jax.vmap(one, (None, 0)), arrays, lambda x: _each(model, x, flags))
 
@@ -39,16 +39,27 @@ def adopt(model: Any, state: Any = None) -> Adopted:
         for place, leaf in zip(order, jax.tree.leaves(params["state"]), strict=True):
             leaves[place] = leaf
         own = jax.tree.unflatten(tree, leaves)
-        return eqx.combine(params["params"], rest)(x, own, **flags)[0]
+        return eqx.combine(params["params"], rest)(*_tupled(x), own, **flags)[0]
 
     def original(images):
-        return jnp.stack([model(x, _copy(state), **flags)[0] for x in jnp.asarray(images)])
+        return _stacked(lambda x: model(*_tupled(x), _copy(state), **flags)[0], images)
 
     return Adopted(jax.vmap(with_state, (None, 0)), params, original)
 
 
 def _each(model, images, flags):
-    return jnp.stack([model(x, **flags) for x in jnp.asarray(images)])
+    return _stacked(lambda x: called(model, x, **flags), images)
+
+
+def _stacked(one, images):
+    """What a function returns of each image, in one tree of arrays [B, ...]."""
+    count = len(jax.tree.leaves(images)[0])
+    each = [one(jax.tree.map(lambda x: jnp.asarray(x)[k], images)) for k in range(count)]  # noqa: B023
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _tupled(x) -> tuple:
+    return tuple(x) if isinstance(x, tuple | list) else (x,)
 
 
 def _is_array(leaf) -> bool:

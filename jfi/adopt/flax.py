@@ -1,10 +1,11 @@
 """Flax: NNX modules by split and merge, Linen modules by `apply`."""
 
+from functools import partial
 from typing import Any
 
 import jax
 
-from jfi.adopt.adopted import Adopted, check_unchanged, inference_arguments
+from jfi.adopt.adopted import Adopted, called, check_unchanged, inference_arguments
 from jfi.errors import InputError
 
 
@@ -23,10 +24,11 @@ def adopt_nnx(model: Any) -> Adopted:
 
     def apply(params, x):
         # Variables of their own: those made here may not change in a trace.
-        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, drawn), params)(x, **flags)
+        model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, drawn), params)
+        return called(model, x, **flags)
 
     def original(x):
-        before, found = _state(model), model(x, **flags)
+        before, found = _state(model), called(model, x, **flags)
         check_unchanged(before, _state(model), "NNX module")
         return found
 
@@ -57,7 +59,7 @@ def adopt_linen(module: Any, variables: Any) -> Adopted:
 
     def apply(variables, x):
         try:
-            return module.apply(variables, x, **flags)
+            return called(partial(module.apply, variables), x, **flags)
         except FlaxError as error:
             raise InputError(
                 f"the Linen module {type(module).__name__} does not run with its variables alone; "

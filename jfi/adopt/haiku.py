@@ -1,10 +1,11 @@
 """Haiku: what `hk.transform` and `hk.transform_with_state` return, without random keys."""
 
+from functools import partial
 from typing import Any
 
 import jax
 
-from jfi.adopt.adopted import Adopted, check_unchanged, inference_arguments
+from jfi.adopt.adopted import Adopted, called, check_unchanged, inference_arguments
 from jfi.errors import InputError
 
 
@@ -26,8 +27,8 @@ def adopt(transformed: Any, params: Any, state: Any = None) -> Adopted:
     def call(params, state, x):
         try:
             if has_state:
-                return transformed.apply(params, state, None, x, **flags)
-            return transformed.apply(params, None, x, **flags), {}
+                return called(partial(transformed.apply, params, state, None), x, **flags)
+            return called(partial(transformed.apply, params, None), x, **flags), {}
         except ValueError as error:
             if "RNG" not in str(error) and "PRNG" not in str(error):
                 raise

@@ -2,15 +2,16 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from jfi import forms
 from jfi.adopt import recurrent
-from jfi.adopt.adopted import Adopted
+from jfi.adopt.adopted import Adopted, called
 from jfi.adopt.torchax_import import torchax
 from jfi.errors import InputError
 
@@ -44,8 +45,8 @@ def adopt(model: Any) -> Adopted:
 
     def original(x):
         with torch.no_grad():
-            found = module(_tensor(x))
-        return array(found) if isinstance(found, torch.Tensor) else found
+            found = called(module, jax.tree.map(_tensor, x))
+        return jax.tree.map(_array, forms.plain(found))
 
     return Adopted(apply, params, original, left_out)
 
@@ -94,14 +95,17 @@ def _run(module, arrays, x):
     import torch
 
     env = torchax().default_env()
-    tensors, x = env.j2t_iso((jax.tree.map(jax.numpy.asarray, arrays), jax.numpy.asarray(x)))
+    tensors, x = env.j2t_iso(jax.tree.map(jax.numpy.asarray, (arrays, x)))
+    args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (x, {})
+    args = tuple(args) if isinstance(args, tuple | list) else (args,)
     known = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     plain = {name: tensor for name, tensor in tensors.items() if name not in known}
     stored = {name: tensor for name, tensor in tensors.items() if name in known}
     # Without a key of its own, a draw would leave a value of this trace in torchax.
     key = env.override_property(prng=jax.random.key(0))
     with _plain_attention(), _attributes(module, plain), key, env, _in_jax(env), torch.no_grad():
-        return env.t2j_iso(torch.func.functional_call(module, stored, (x,)))
+        found = torch.func.functional_call(module, stored, args, kwargs)
+        return env.t2j_iso(forms.plain(found))
 
 
 @contextlib.contextmanager
@@ -166,6 +170,11 @@ def array(tensor) -> np.ndarray:
         return np.array(tensor.numpy())
     words = torch.int16 if tensor.element_size() == 2 else torch.uint8
     return np.array(tensor.view(words).numpy()).view(getattr(ml_dtypes, name))
+
+
+def _array(found):
+    """A tensor as NumPy; what is none as it is."""
+    return array(found) if hasattr(found, "detach") else found
 
 
 def _tensor(x):

@@ -18,7 +18,6 @@ import numpy as np
 from jfi import outcomes
 from jfi.campaign import records
 from jfi.engine.engine import Engine
-from jfi.engine.inputs import check_measure
 from jfi.engine.verify import Verification, verify
 from jfi.errors import InputError, VerificationError
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, check_faults, take
@@ -160,7 +159,7 @@ def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = Non
         )
     arrays = {
         "leaves": enumerate(map(host, network.leaves)),
-        "golden_answers": [("top1", engine.golden.top1.astype(np.int64))],
+        "golden_answers": [("top1", engine.answers.astype(np.int64))],
         "population": [("population", plan.population)],
         "listed": [] if plan.listed is None else [("listed", plan.listed)],
         "constants": enumerate(map(host, network.program.consts.values())),
@@ -170,7 +169,7 @@ def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = Non
     return {
         "format": FORMAT,
         "measure": measure,
-        "criterion": "top_1",
+        "criterion": engine.criterion.text,
         "screen": engine.screen,
         "rounding": compiling.ROUNDING,
         "shard_faults": shard_size(len(engine.images), measure),
@@ -288,7 +287,7 @@ def run(
       VerificationError: a naive run contradicts a verdict; everything is on record by then.
       OSError: a write failed; what was recorded before stays.
     """
-    check_measure(measure, engine.screen)
+    engine.check_measure(measure)
     own = identity(plan, engine, measure)
     path = records.open_workdir(workdir, manifest(plan, engine, config, own, workload))
     made_by = records.hash_json(own)

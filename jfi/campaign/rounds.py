@@ -19,7 +19,7 @@ from jfi import bits
 from jfi.campaign import campaign, records
 from jfi.campaign.campaign import Plan, Progress, Tally
 from jfi.engine.engine import Engine
-from jfi.engine.inputs import check_measure
+from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.hardware.chunks import chunks
 from jfi.networks import scores, sites
@@ -35,8 +35,13 @@ NEAREST = 512  # images that scores are taken on
 
 def _by_score(engine: Engine, space: FaultSpace, leaves) -> strata.Split:
     # The largest of a move over a margin: it is found where margins are small.
-    near = np.argsort(engine.golden.margin, kind="stable")[:NEAREST]
-    sensitivity = scores.sensitivity(engine.network, engine.images[near], space.sites)
+    if engine.by.constraints is None:
+        raise InputError(
+            f"criterion {engine.criterion.text} has no constraints to take gradients of; choose "
+            "the sampler adaptive_distance"
+        )
+    near = np.argsort(engine.golden.margin(engine.by), kind="stable")[:NEAREST]
+    sensitivity = scores.sensitivity(engine.network, engine.images[near], space.sites, engine.by)
     return strata.by_score(leaves, sensitivity)
 
 
@@ -120,7 +125,7 @@ def run(
       OSError: a write failed; what was recorded before stays.
     """
     campaign.check_name("sampler", name, METHODS)
-    check_measure(measure, engine.screen)
+    engine.check_measure(measure)
     methods.units(space, levels)
     plan = Plan(space, check(request or Request()), (), space.cells, seed)
     own = campaign.identity(plan, engine, measure, name, levels=list(levels))

@@ -1,4 +1,4 @@
-"""Certificates: proof, without running it, that a fault leaves the top-1 answer as it is.
+"""Certificates: proof, without running it, that a fault is not critical: that top-1 stays, say.
 
 Fix an image, a cut of the program (a value that everything after it depends on alone) and a
 scale s. Any difference d at the cut with max|d| <= s moves every later value by at most a bound
@@ -6,7 +6,9 @@ that is propagated through the absolute weights; a ReLU whose golden input plus 
 negative stays dead, every other unit passes at most its own difference. With that set of live
 units frozen the bound is linear in |d|, so one backward pass gives a map G with
 
-    sum(|d| * G) < 1   =>   top-1 minus class k moves by less than its golden margin, for every k.
+    sum(|d| * G) < 1   =>   every constraint of the criterion moves by less than its slack:
+
+of top-1, that it stays above class k, by the golden margin, for every k.
 
 The proof is in real arithmetic. For float rounding, golden margins are reduced by an allowance,
 within which two compiled programs are taken to agree (`rounding.allowance`), and the sum must stay
@@ -27,6 +29,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jfi.criteria.criterion import Constraints
 from jfi.engine import curves
 from jfi.networks.convolution import EXACT
 from jfi.networks.program import PRODUCTS, Program, bind, dependents, flops, nbytes, section
@@ -34,6 +37,9 @@ from jfi.networks.program import PRODUCTS, Program, bind, dependents, flops, nby
 SCALES = tuple(10.0 ** (-k / 2) for k in range(12, -1, -1))
 LIMIT = 0.99  # of 1: the sums of the map and of the test are rounded too
 WIDE = 1e-3
+AFFINE_MOST = 1 << 24  # elements of the matrix of what is affine at the end
+PAIR = 2  # scores of a functional that are added one by one
+AT_ONCE = 1 << 22  # elements of the functionals that are looked at together
 WORTHWHILE = 0.02  # a cut is of use if at least this share of the operations comes after it
 
 
@@ -377,24 +383,64 @@ def _affine(program: Program) -> bool:
     return True
 
 
-def _weights(program: Program, env: dict, allowance) -> tuple[Any, Any]:
-    """What each difference of the input costs, where logits are affine in it.
+def _weights(
+    program: Program, env: dict, allowance, constraints: Callable[[Any], Constraints]
+) -> tuple[Any, Any]:
+    """What each difference of the input costs, where scores are affine in it.
 
-    That is the most, over k, of d(top - k) / margin. Returns the weights, shaped as the input,
-    and False where a margin is within rounding.
+    That is the most, over the constraints, of what it moves one by over its slack. Returns the
+    weights, shaped as the input, and False where a slack is within rounding.
     """
-    golden, transpose = jax.vjp(lambda value: _rerun(program, env, value)[0], env[program.x])
-    (rows,) = jax.vmap(transpose)(jnp.eye(golden.size, dtype=golden.dtype))
-    top = jnp.argmax(golden)
-    margin = golden[top] - golden - allowance
-    other = jnp.arange(golden.size) != top
-    share = jnp.where(other & (margin > 0), 1 / margin, 0.0)
-    moves = jnp.abs(rows[top] - rows) * share.reshape(-1, *[1] * (rows.ndim - 1))
-    return moves.max(axis=0), jnp.all(~other | (margin > 0))
+    index, weight, slack = constraints(env[program.out].ravel())
+    # A functional of several scores is off by half of what all of them are, as a difference is.
+    slack = slack - allowance * jnp.maximum(1, jnp.abs(weight).sum(axis=1) / 2)
+    share = jnp.where(slack > 0, 1 / slack, 0.0)
+    if program.x is program.out:
+        moves = jnp.zeros(program.out.aval.size, share.dtype)
+        moves = moves.at[index].max(jnp.abs(weight) * share[:, None])
+    else:
+        moves = _affine_moves(program, env, index, weight, share)
+    return moves.reshape(program.x.aval.shape), jnp.all(slack > 0)
 
 
-def bound_map(program: Program, env: dict, source, scale, allowance) -> Any:
-    """G of one image at the value `source`: sum(|d| * G) < 1 keeps top-1 if max|d| <= scale.
+def _affine_moves(program: Program, env: dict, index, weight, share) -> Any:
+    """[n]: the most, over functionals [K, M] of the scores, that an element moves one by."""
+    scores, transpose = jax.vjp(lambda value: _rerun(program, env, value).ravel(), env[program.x])
+    (rows,) = jax.vmap(transpose)(jnp.eye(scores.size, dtype=scores.dtype))
+    rows = rows.reshape(scores.size, -1)
+
+    def most(index, weight, share):
+        if index.shape[1] > PAIR:
+            dense = jnp.zeros((len(index), len(rows)), rows.dtype)
+            moved = dense.at[jnp.arange(len(index))[:, None], index].add(weight) @ rows
+        else:
+            moved = sum(w[:, None] * rows[k] for w, k in zip(weight.T, index.T, strict=True))
+        return (jnp.abs(moved) * share[:, None]).max(axis=0)
+
+    count = max(1, AT_ONCE // (min(index.shape[1], PAIR) * rows.shape[1]))
+    if count >= len(index):
+        return most(index, weight, share)
+    parts = [
+        jnp.resize(x, (-(-len(index) // count), count, *x.shape[1:]))  # some come twice
+        for x in (index, weight, share)
+    ]
+
+    def larger(found, part):
+        return jnp.maximum(found, most(*part)), None
+
+    return lax.scan(larger, jnp.zeros(rows.shape[1], scores.dtype), parts)[0]
+
+
+def bound_map(
+    program: Program,
+    env: dict,
+    source,
+    scale,
+    allowance,
+    constraints: Callable[[Any], Constraints],
+) -> Any:
+    """G of one image at the value `source`: sum(|d| * G) < 1 keeps all `constraints` of the scores,
+    the output of the program, if max|d| <= scale.
 
     Args:
       env: the golden run, by variable (`jfi.networks.program.run`).
@@ -402,7 +448,9 @@ def bound_map(program: Program, env: dict, source, scale, allowance) -> Any:
     """
     rest = section(program, source)
     last = features(rest)
-    weights, certain = _weights(section(rest, last), env, allowance)
+    if last.aval.size * rest.out.aval.size > AFFINE_MOST:
+        last = rest.out
+    weights, certain = _weights(section(rest, last), env, allowance, constraints)
 
     def cost(bound):
         return jnp.sum(weights * propagate(section(rest, end=last), env, bound))
@@ -451,7 +499,13 @@ def footprint(program: Program) -> int:
 
 
 def radii(
-    program: Program, env: dict, product, leaf, allowance, at_a_time: int = len(SCALES)
+    program: Program,
+    env: dict,
+    product,
+    leaf,
+    allowance,
+    constraints: Callable[[Any], Constraints],
+    at_a_time: int = len(SCALES),
 ) -> Any:
     """Certified radius of every word of a leaf for one image, shaped as the leaf.
 
@@ -474,7 +528,7 @@ def radii(
     _, transpose = jax.vjp(spread, env[leaf])
 
     def radius(scale):
-        (cost,) = transpose(bound_map(program, env, out, scale, allowance))
+        (cost,) = transpose(bound_map(program, env, out, scale, allowance, constraints))
         fits = jnp.minimum(LIMIT / cost, scale / largest)
         # A radius of NaN would be taken for more than any change.
         return jnp.where(jnp.isnan(cost) | jnp.isnan(largest), 0.0, fits)

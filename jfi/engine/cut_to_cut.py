@@ -79,7 +79,10 @@ class CutToCut:
         case, program = self._case, self._case.network.program
         leaves = {int(site): case.source(site) for site in np.flatnonzero(~case.at_run_time)}
         half = case.memory // 2  # the other half is golden values
-        return Pruner(program, case.network.leaves, leaves, case.images, case.hardware, half)
+        return Pruner(
+            program, case.network.leaves, leaves, case.images, case.by, case.scores, case.hardware,
+            half,
+        )  # fmt: skip
 
     def _block(self) -> int:
         """Most images of a block: their golden values fit."""

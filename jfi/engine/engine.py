@@ -9,9 +9,12 @@ proven. `jfi.engine.routes` estimates for every site which is the faster.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from jfi import bits, outcomes
+from jfi.criteria import built_in, names
+from jfi.criteria.criterion import Criterion, Judgement
 from jfi.engine.cut_to_cut import CutToCut
 from jfi.engine.golden import golden_run
 from jfi.engine.inputs import (
@@ -28,6 +31,7 @@ from jfi.engine.whole import Pairs, SiteProgram
 from jfi.errors import InputError, kind
 from jfi.faults import Faults, Site, by_site, check_faults, check_range, take
 from jfi.hardware import tuning
+from jfi.hardware.compiling import jit
 from jfi.hardware.devices import Hardware
 from jfi.networks.sites import Network, check_sites, unchanged
 from jfi.outcomes import Outcomes
@@ -41,7 +45,8 @@ class Engine:
     Args:
       network: from `jfi.networks.sites.network`.
       images: [B, ...], preprocessed as the network takes them.
-      labels: int [B], in [0, C); None where there are none: golden answers stand for them.
+      labels: [B, ...] as the criterion takes them, of top1 int [B] in [0, C); None where there are
+        none: golden answers stand for them.
       sites: the sites that faults name by position.
       memory: bytes of golden values kept on the device at a time; where all images do not fit
         they are taken in blocks.
@@ -50,6 +55,8 @@ class Engine:
         in that precision first, and in full where it leaves a doubt.
       order: int [B], the order in which `detect` presents the images, by default those nearest to
         another answer first (the golden margin).
+      criterion: what makes a fault critical for an image (`jfi.criteria`), or its name; by default
+        that top-1 changes, of scores [B, C].
       loop: whether faults in parameters are run one by one through the whole network, always or
         never; by default where that is estimated to be faster, or was once timed to be.
 
@@ -71,19 +78,26 @@ class Engine:
         screen: str | None = None,
         order: np.ndarray | None = None,
         loop: bool | None = None,
+        criterion: Criterion | str | None = None,
     ):
         self.network, self.screen = network, check_screen(screen)
         self.hardware = tuning.usual() if hardware is None else hardware
         self.images = check_images(network, images)
+        criterion = names.check(criterion) or names.usual(network.outputs, labels)
+        self.criterion, self.by = criterion, criterion.judge(network.outputs)
+        if screen and criterion != built_in.TOP1:
+            raise InputError(f"screen {screen!r} is for top1; criterion {criterion.text} has none")
         self.golden = golden_run(network, self.images)
-        shape = self.golden.logits.shape
-        self.labels = check_labels(self.golden.top1 if labels is None else labels, shape)
-        self.order, self.is_ordered = check_order(order, self.golden), order is not None
+        self.answers = _answers(self.by, self.golden.logits)
+        given = (len(self.images), self.by, criterion.text)
+        self.labels = self.answers if labels is None else check_labels(labels, *given)
+        self._right = _right(self.by, self.golden.logits, self.labels)
+        self.order, self.is_ordered = check_order(order, self.golden, self.by), order is not None
         self.sites = check_sites(network, sites)
         if screen and loop:
             raise InputError(f"screen {screen!r} has no loop: leave loop=True out, or the screen")
         self._loop = loop
-        workload = self.images, self.labels, self.golden, self.order
+        workload = self.images, self.labels, self.by, self.golden, self.order
         self._case = Case(network, self.sites, *workload, self.hardware, memory)
         self._to_logits = ToLogits(self._case, screen, loop)
         screened = self._to_logits.screened if screen else None
@@ -111,18 +125,40 @@ class Engine:
           InputError: an unknown measure; `full` of an engine that screens; a fault that is none
             of the sites', naming its column and row (`jfi.faults.check_faults`).
         """
-        check_measure(measure, self.screen)
+        self.check_measure(measure)
         faults = check_faults(faults, self.sites)
         codes = np.empty((faults.site.size, len(self.images)), np.uint8)
         # A fault that leaves its word as it is needs no run: masked, and top-1 is the golden one.
-        codes[:] = np.where(self.golden.top1 == self.labels, outcomes.CORRECT, 0)
+        codes[:] = np.where(self._right, outcomes.CORRECT, 0)
         told = np.zeros((2, faults.site.size), np.int32)  # images inferred, and certified
         todo = np.flatnonzero(~self.identity(faults))
         for judge, rows in self._judges(faults, todo, measure):
             told[:, rows] = judge.judge(faults, rows, codes, detect=measure == "detect")
+        self._settle(codes)
         tally = outcomes.tally if measure == "full" else outcomes.tally_critical
         found = tally(codes, keep_bits)._replace(inferred=told[0], certified=told[1])
         return self._detected(found, codes) if measure == "detect" else found
+
+    def check_measure(self, measure: str) -> None:
+        """Raises InputError for an unknown measure, or one that can't be told here."""
+        check_measure(measure, self.screen)
+        if measure == "detect" and self.by.points is not None:
+            raise InputError(
+                f"measure 'detect' ends at the first image, and criterion {self.criterion.text} is "
+                "of all of them; measure 'critical' tells it"
+            )
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images that are correct without a fault."""
+        return float(self._right.mean())
+
+    def _settle(self, codes: np.ndarray) -> None:
+        """Where a criterion is of the whole workload, faults that are not critical are for none."""
+        if self.by.points is not None:
+            lost = self._right.sum() - ((codes & outcomes.CORRECT) != 0).sum(axis=1)
+            harmless = 100 * lost <= self.by.points * len(self.images)
+            codes[harmless] &= ~np.uint8(outcomes.CRITICAL)
 
     def _judges(
         self, faults: Faults, rows: np.ndarray, measure: str = "critical"
@@ -141,6 +177,8 @@ class Engine:
         No bound is known of what a run-time fault may do: it is run to the logits.
         """
         own = Counter(sites[~self._case.at_run_time[sites]].tolist())
+        if self.by.constraints is None:
+            return []
         if self.screen or self._loop is not None:
             return [] if self._loop else [*own]
         bounded = self._case.ways.bounded(own, lambda site: self.program(site).parts)
@@ -165,18 +203,24 @@ class Engine:
         order = self.order if measure == "detect" else np.arange(len(self.images))
         rank = np.argsort(order)
         before = (first < 0) | (rank[image] < rank[first])
+        if self.by.points is not None:  # of a fault that is not critical no image is
+            before &= first >= 0
         return np.where(image == first, 1, np.where(before, 0, -1)).astype(np.int8)
 
     def make_radii(self) -> None:
-        """Make now what a long campaign of the measure `critical` comes to make: all radii."""
-        self._cut_to_cut.make_radii()
+        """Make now what a long campaign of the measure `critical` comes to make: all radii, of a
+        criterion that has constraints."""
+        if self.by.constraints is not None:
+            self._cut_to_cut.make_radii()
 
     def certified(self, site: int, bit: int, polarity: int = bits.FLIP) -> np.ndarray:
-        """bool [words]: the fault, by default the flip, is proven to keep top-1 on every image.
+        """bool [words]: the fault, by default the flip, is proven critical for no image.
 
         The first call for a site makes its radii for all images.
         """
         golden = self.network.values(self.sites[site]).ravel()
+        if self.by.constraints is None:
+            return np.zeros(golden.size, bool)
         moved = distance(bits.faulty(golden, bit, polarity), golden)
         return code(moved) < self._cut_to_cut.least_radii(site)
 
@@ -240,3 +284,17 @@ class Engine:
     def program(self, site: int) -> SiteProgram:
         """The compiled programs of a site, by its position in `sites`."""
         return self._to_logits.program(site)
+
+
+def _answers(by: Judgement, logits: np.ndarray) -> np.ndarray:
+    """int32 [B, ...]: golden answers, in the form of labels; zeros where there are none."""
+    if by.answer is None:
+        return np.zeros(len(logits), np.int32)
+    return np.asarray(jit(jax.vmap(by.answer))(logits))
+
+
+def _right(by: Judgement, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool [B]: outputs [B, N] are what labels say; False where labels say nothing."""
+    if by.correct is None:
+        return np.zeros(len(logits), bool)
+    return np.asarray(jit(jax.vmap(by.correct))(logits, labels))

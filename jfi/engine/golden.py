@@ -7,46 +7,47 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jfi.criteria.criterion import Judgement
 from jfi.engine import rounding
 from jfi.engine.rounding import close
 from jfi.errors import InputError, kind
 from jfi.hardware.chunks import chunks, filled_up
 from jfi.hardware.compiling import jit
+from jfi.networks.program import run, section
 from jfi.networks.sites import Network
 
 BATCH = 128  # images of one golden batch
 
 
 class Golden(NamedTuple):
-    """The fault-free run of B images: logits [B, C] and top-1 int [B]."""
+    """The fault-free run of B images: rows of outputs [B, N], and of scores [B, N], which are what
+    the network's own softmax or sigmoid is taken of."""
 
     logits: np.ndarray
-    top1: np.ndarray
+    scores: np.ndarray
 
-    @property
-    def margin(self) -> np.ndarray:
-        """[B]: the largest logit minus the second."""
-        second, first = np.sort(self.logits, axis=1)[:, -2:].T
-        return first - second
+    def margin(self, by: Judgement) -> np.ndarray:
+        """[B]: the least slack of the constraints of a criterion that has them."""
+        least = jit(jax.vmap(lambda row: by.constraints(row).slack.min()))
+        return np.asarray(least(self.logits if by.on_outputs else self.scores))
 
 
 def golden_run(network: Network, images: np.ndarray) -> Golden:
     """The fault-free run of images [B, ...], checked.
 
     Raises:
-      InputError: an output of one class alone, that is not finite, is not one row an image, or
-        depends on the rest of the batch.
+      InputError: an output that is not finite, is not one row an image, or depends on the rest of
+        the batch.
     """
-    batch, classes = min(BATCH, len(images)), network.program.out.aval.shape[1]
-    if classes < 2:
-        raise InputError(
-            f"logits are [B, {classes}]; two classes at least are needed for an answer to change "
-            "(of one sigmoid's logit y, return 0 and y)"
-        )
+    batch, outputs = min(BATCH, len(images)), network.outputs
     together = _rows(jit(network.apply), network.params, images, batch)
-    if not np.isfinite(together.astype(np.float64)).all():
-        bad = int(np.flatnonzero(~np.isfinite(together.astype(np.float64)).all(axis=1))[0])
-        raise InputError(f"the golden output of image {bad} is {together[bad]}; it must be finite")
+    wide = together.astype(np.float64)
+    if not np.isfinite(wide).all():
+        bad = int(np.flatnonzero(~np.isfinite(wide).all(axis=1))[0])
+        where = outputs.told(~np.isfinite(wide[bad]))
+        raise InputError(
+            f"the golden output{where} of image {bad} is {_shown(together[bad])}; it must be finite"
+        )
     alone = _rows(jit(partial(_alone, network.apply)), network.params, images, batch)
     apart = np.flatnonzero(~close(alone, together))
     # Images that are rounded by more than is usual: by as much as theirs may be.
@@ -54,12 +55,31 @@ def golden_run(network: Network, images: np.ndarray) -> Golden:
     apart = apart[~close(alone[apart], together[apart], least)]
     if apart.size:
         bad = int(apart[0])
+        where = outputs.told(alone[bad] != together[bad])
         raise InputError(
-            f"apply gives {alone[bad]} for image {bad} alone and {together[bad]} in a batch of "
-            f"{batch}; images must not influence each other (is batch normalisation in training "
-            "mode?)"
+            f"apply gives{where} {_shown(alone[bad])} for image {bad} alone and "
+            f"{_shown(together[bad])} in a batch of {batch}; images must not influence each other "
+            "(is batch normalisation in training mode?)"
         )
-    return Golden(together, together.argmax(axis=1))
+    return Golden(together, _scores(network, images, together, batch))
+
+
+def _scores(network: Network, images: np.ndarray, together: np.ndarray, batch: int) -> np.ndarray:
+    """[B, N]: what the network's own softmax or sigmoid is taken of, by image; the outputs where
+    there is none."""
+    if not network.outputs.link:
+        return together
+    part = section(network.program, end=network.scores)
+
+    def one(leaves, image):
+        return run(part, leaves, image[None])[network.scores].ravel()
+
+    return _rows(jit(jax.vmap(one, (None, 0))), network.leaves, images, batch)
+
+
+def _shown(row: np.ndarray) -> str:
+    """A row of outputs, short where it is long."""
+    return np.array2string(row, threshold=20, edgeitems=3)
 
 
 def allowances(network: Network, images: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jfi.criteria.criterion import Judgement
 from jfi.engine import screen as screening
 from jfi.engine.golden import Golden
 from jfi.errors import InputError, kind
@@ -28,11 +29,15 @@ def check_screen(screen: str | None) -> str | None:
     return screen
 
 
-def check_order(order, golden: Golden) -> np.ndarray:
-    """Images as `detect` presents them: as told, or those nearest to another answer first."""
+def check_order(order, golden: Golden, by: Judgement) -> np.ndarray:
+    """Images as `detect` presents them: as told, or those nearest to another answer first, where
+    constraints tell."""
+    images = len(golden.logits)
     if order is None:
-        return np.argsort(golden.margin, kind="stable")
-    order, images = np.asarray(order), len(golden.top1)
+        if by.constraints is None:
+            return np.arange(images)
+        return np.argsort(golden.margin(by), kind="stable")
+    order = np.asarray(order)
     if not np.array_equal(np.sort(order, axis=None), np.arange(images)):
         raise InputError(
             f"order is {kind(order)}; it must name each of the {images} images once, from 0 on"
@@ -52,7 +57,13 @@ def _array(what: str, values) -> np.ndarray:
 
 
 def check_images(network: Network, images) -> np.ndarray:
-    """The images [B, ...] as the network takes them. Raises InputError if it does not."""
+    """The images [B, ...] as the network takes them; several arrays as their bytes.
+
+    Raises:
+      InputError: it does not take them.
+    """
+    if network.inputs is not None and not _are_packed(images, network.inputs.size):
+        return network.inputs.pack(images)
     images, wanted = _array("images", images), network.program.x.aval
     if images.shape[1:] != wanted.shape[1:] or images.dtype != wanted.dtype or not len(images):
         raise InputError(
@@ -62,19 +73,20 @@ def check_images(network: Network, images) -> np.ndarray:
     return images
 
 
-def check_labels(labels, logits_shape: tuple[int, int]) -> np.ndarray:
-    """The labels as int32 [B], for logits [B, C].
+def _are_packed(images, size: int) -> bool:
+    """Whether these are the bytes of images already."""
+    known = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    return known and images.ndim == 2 and images.shape[1] == size
+
+
+def check_labels(labels, images: int, by: Judgement, criterion: str = "") -> np.ndarray:
+    """The labels [B, ...] of so many images, as the criterion takes them.
 
     Raises:
-      InputError: not one integer an image, or one that is not in [0, C).
+      InputError: they are not; the criterion takes none.
     """
-    labels, (images, classes) = _array("labels", labels), logits_shape
-    if labels.shape != (images,) or labels.dtype.kind not in "iu":
+    if by.check_labels is None:
         raise InputError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; "
-            f"{images} integers are needed, one an image"
+            f"labels {kind(labels)} say nothing to the criterion {criterion}; leave them out"
         )
-    bad = labels[(labels < 0) | (labels >= classes)]
-    if bad.size:
-        raise InputError(f"label {bad[0]} is out of range; the classes are 0 to {classes - 1}")
-    return labels.astype(np.int32)
+    return by.check_labels(_array("labels", labels), images)

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from jfi import bits
+from jfi.criteria.criterion import Judgement
 from jfi.engine.golden import Golden
 from jfi.engine.radii import distance
 from jfi.engine.routes import Ways
 from jfi.faults import Faults, Site
 from jfi.hardware.devices import Hardware
+from jfi.networks.program import section
 from jfi.networks.sites import Network
 from jfi.networks.taps import Tap
 
@@ -28,6 +30,7 @@ class Case:
     """A network, its workload of B images and its golden run.
 
     sites: those that faults name by position.
+    by: what is critical.
     order: int [B], the order in which `detect` presents the images.
     memory: bytes of golden values kept on the device at a time.
     """
@@ -36,10 +39,17 @@ class Case:
     sites: tuple[Site, ...]
     images: np.ndarray
     labels: np.ndarray
+    by: Judgement
     golden: Golden
     order: np.ndarray
     hardware: Hardware
     memory: int
+
+    @property
+    def scores(self) -> Any:
+        """The variable that the constraints of `by` are of."""
+        program = self.network.program
+        return program.out if self.by.on_outputs else self.network.scores
 
     @cached_property
     def leaves(self) -> list[Any]:
@@ -49,7 +59,8 @@ class Case:
     @cached_property
     def ways(self) -> Ways:
         """What the ways to run faults cost."""
-        return Ways(self.network.program, len(self.images))
+        program = self.network.program
+        return Ways(program, len(self.images), section(program, end=self.scores))
 
     @cached_property
     def at_run_time(self) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jfi import bits, outcomes
+from jfi.criteria.criterion import Judgement
 from jfi.hardware.chunks import chunks, filled_up
 from jfi.hardware.devices import SHARED, SPREAD, Hardware
 from jfi.networks.program import Program, nbytes, run
@@ -33,11 +34,15 @@ class Loop:
     Args:
       program, leaves: the network; leaves on all devices.
       images, labels: the workload.
+      by: what is critical.
       hardware: faults are spread over its devices.
     """
 
-    def __init__(self, program: Program, leaves: list, images, labels, hardware: Hardware):
+    def __init__(
+        self, program: Program, leaves: list, images, labels, by: Judgement, hardware: Hardware
+    ):
         self._leaves, self._images, self._hardware = leaves, len(images), hardware
+        self._by = by
         self._program, self._programs = program, dict[int | None, Any]()
         size, out = min(BATCH, len(images)), program.out.aval
         self._size = max(1, min(FAULTS, LOGITS // (size * nbytes(out))))
@@ -77,7 +82,7 @@ class Loop:
         which "equal to golden" is judged against."""
         key = leaf if own else None
         if key not in self._programs:
-            run = self._hardware.jit(partial(_run, self._program, key), *_RUN)
+            run = self._hardware.jit(partial(_run, self._program, self._by, key), *_RUN)
             word = bits.to_bits(np.asarray(self._leaves[leaf]).ravel()[:1]).astype(self._word)
             call = self._call(leaf, np.zeros(1, np.int32), word)  # as it is
             blocks = []
@@ -111,7 +116,9 @@ class Loop:
 _RUN = (SHARED, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD, SPREAD)
 
 
-def _run(program: Program, own, leaves, images, golden, labels, count, leaf, index, word):
+def _run(
+    program: Program, by: Judgement, own, leaves, images, golden, labels, count, leaf, index, word
+):
     """Codes [F, b] and logits [F, b, C] of the first `count` of F faults, on one device.
 
     They are in the leaf numbered `own`, or, where that is None, `leaf`.
@@ -123,11 +130,12 @@ def _run(program: Program, own, leaves, images, golden, labels, count, leaf, ind
             for k, x in enumerate(leaves)
         ]
         logits = jax.vmap(lambda image: run(program, faulty, image[None])[program.out][0])(images)
-        codes = outcomes.classify(golden, logits, labels)
+        codes = outcomes.classify(golden, logits, labels, by)
         return [x.at[number].set(row) for x, row in zip(found, (codes, logits), strict=True)]
 
-    codes, logits = (jnp.zeros((index.size, *x.shape), x.dtype) for x in (labels, golden))
-    return lax.fori_loop(0, count[0], one, [codes.astype(jnp.uint8), logits])
+    codes = jnp.zeros((index.size, len(golden)), jnp.uint8)
+    logits = jnp.zeros((index.size, *golden.shape), golden.dtype)
+    return lax.fori_loop(0, count[0], one, [codes, logits])
 
 
 def _written(leaf, here, index, word):

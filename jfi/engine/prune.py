@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jfi import bits, outcomes
+from jfi.criteria.criterion import Judgement
 from jfi.engine import certify, rounding
 from jfi.engine.radii import Radii, Shelf, shared_out
 from jfi.engine.routes import work
@@ -67,6 +68,8 @@ class Pruner:
       program, leaves: the network.
       sites: by site, the number of the parameter leaf that is faulted.
       images: [B, ...] as the network takes them; the first few are tried.
+      by: what is critical, with constraints that prove it is not.
+      scores: the variable that these are of.
       hardware: what to run on.
       memory: bytes that certified radii may take on the host, and, about, what makes them.
     """
@@ -77,14 +80,20 @@ class Pruner:
         leaves: Sequence[Any],
         sites: Mapping[int, int],
         images: np.ndarray,
+        by: Judgement,
+        scores: Any,
         hardware: Hardware,
         memory: int,
     ):
-        self.program, self.hardware = program, hardware
+        self.program, self.hardware, self.by = program, hardware, by
+        # What is proven is said of scores, which the outputs follow from.
+        proven = section(program, end=scores)
         self.leaves = hardware.share(leaves)
-        self.allowances = hardware.jit_golden(partial(rounding.allowances, program), SPREAD)
+        self.allowances = hardware.jit_golden(partial(rounding.allowances, proven), SPREAD)
         trial = images[:TRIAL], np.asarray(self.allowances(self.leaves, images[:TRIAL]))
-        self.cuts, self._maps = _useful(program, self.leaves, trial, hardware, memory)
+        self.cuts, self._maps = _useful(
+            proven, by.constraints, self.leaves, trial, hardware, memory
+        )
         ends = [*self.cuts, None][1:]
         stretches = [section(program, a, b) for a, b in zip(self.cuts, ends, strict=True)]
         self.chunks = [chunk_size(_live(s), hardware.chunk_bytes, flops(s.eqns)) for s in stretches]
@@ -95,9 +104,13 @@ class Pruner:
         # Apart from what makes the values: fused with it, XLA's code for CPUs would make them anew
         # for each reduction.
         self.proven = hardware.jit(_proven, *_PROVEN)
-        self.finish = hardware.jit(partial(_finish, stretches[-1]), *_FINISH) if stretches else None
+        self.finish = (
+            hardware.jit(partial(_finish, stretches[-1], by), *_FINISH) if stretches else None
+        )
         shelf = Shelf(memory)
-        self.starts = {site: SiteStart(self, leaf, shelf, memory) for site, leaf in sites.items()}
+        self.starts = {
+            site: SiteStart(self, proven, leaf, shelf, memory) for site, leaf in sites.items()
+        }
         parts = {site: start.parts for site, start in self.starts.items()}
         of_images = SPREAD, dict.fromkeys(parts, (SHARED, SPREAD))
         self._golden = hardware.jit_golden(partial(_golden, program, self.cuts, parts), of_images)
@@ -208,18 +221,19 @@ class SiteStart:
     Where no cut comes after the site, its pairs run to the logits at once.
     """
 
-    def __init__(self, pruner: Pruner, leaf: int, shelf: Shelf, memory: int):
+    def __init__(self, pruner: Pruner, proven: Program, leaf: int, shelf: Shelf, memory: int):
         self.pruner, hardware = pruner, pruner.hardware
         self.cut = certify.first_cut(pruner.program, pruner.cuts, leaf)
         end = pruner.cuts[self.cut] if self.cut < len(pruner.cuts) else None
         self.parts = split(section(pruner.program, end=end), leaf)
         self.chunk = chunk_size(self.parts.live, hardware.chunk_bytes, self.parts.flops)
         self._start = hardware.jit(partial(_start, self.parts), *_START, donate_argnums=(0,))
-        self._whole = hardware.jit(partial(_whole, self.parts), *_WHOLE)
+        self._whole = hardware.jit(partial(_whole, self.parts, pruner.by), *_WHOLE)
         pair = work(self.parts.flops, self.parts.live)
         self.radii = Radii(
-            pruner.program, pruner.leaves, leaf, pair, hardware, shelf, pruner.allowances, memory
-        )
+            proven, pruner.by.constraints, pruner.leaves, leaf, pair, hardware, shelf,
+            pruner.allowances, memory,
+        )  # fmt: skip
 
     def run(self, line: Line, golden: tuple[Any, Any], at, value, pair, image) -> None:
         """Send P pairs on their way: word `at` [P, rank] set to `value` [P], on `image` [P]."""
@@ -239,7 +253,7 @@ class SiteStart:
 
 
 def _useful(
-    program: Program, leaves, rows, hardware: Hardware, memory: int
+    program: Program, constraints, leaves, rows, hardware: Hardware, memory: int
 ) -> tuple[list[Any], list[Callable]]:
     """The cuts from the first on whose maps certify anything, and what makes their maps.
 
@@ -248,7 +262,9 @@ def _useful(
     found: list[tuple[Any, Callable]] = []
     for cut in reversed(certify.cuts(program)):
         room = memory // certify.footprint(section(program, cut))
-        maps = hardware.jit_golden(partial(_maps, program, cut, room // hardware.count), _MAPS)
+        maps = hardware.jit_golden(
+            partial(_maps, program, constraints, cut, room // hardware.count), _MAPS
+        )
         if not certify.is_useful(maps(leaves, rows)):
             break
         found.insert(0, (cut, maps))
@@ -276,7 +292,7 @@ def _golden(program: Program, cuts: Sequence[Any], sites: Mapping[int, Split], l
     }
 
 
-def _maps(program: Program, cut, room: int, leaves, rows):
+def _maps(program: Program, constraints, cut, room: int, leaves, rows):
     """Bound maps [S, b, ...] at a cut, one for every scale; rows: images and their allowances.
 
     There is room for so many images times scales at a time.
@@ -288,7 +304,9 @@ def _maps(program: Program, cut, room: int, leaves, rows):
         env = run(program, leaves, image[None])
         each = jnp.asarray(certify.SCALES, env[cut].dtype)
         return mapped(
-            lambda scale: certify.bound_map(program, env, cut, scale, allowance), each, scales
+            lambda scale: certify.bound_map(program, env, cut, scale, allowance, constraints),
+            each,
+            scales,
         )
 
     return jnp.swapaxes(mapped(one, rows, images), 0, 1)
@@ -302,12 +320,12 @@ def _start(parts: Split, buffer, offset, constants, residuals, image, at, value)
     return _store(buffer, offset, values)
 
 
-def _whole(parts: Split, constants, residuals, image, at, value, golden, labels):
+def _whole(parts: Split, by: Judgement, constants, residuals, image, at, value, golden, labels):
     """A chunk of pairs from the fault to their outcome codes, where no cut comes between."""
     logits = jax.vmap(
         lambda image, at, value: suffix(parts, constants, residuals, image, list(at), value)[0]
     )(image, at, value)
-    return outcomes.classify(golden[image], logits, labels[image])
+    return outcomes.classify(golden[image], logits, labels[image], by)
 
 
 def _advance(stretch: Program, buffer, offset, leaves, source, row):
@@ -316,10 +334,10 @@ def _advance(stretch: Program, buffer, offset, leaves, source, row):
     return _store(buffer, offset, values)
 
 
-def _finish(stretch: Program, leaves, source, row, image, golden, labels):
+def _finish(stretch: Program, by: Judgement, leaves, source, row, image, golden, labels):
     """A chunk of pairs from the last cut to their outcome codes."""
     logits = jax.vmap(lambda value: run(stretch, leaves, value)[stretch.out][0])(source[row])
-    return outcomes.classify(golden[image], logits, labels[image])
+    return outcomes.classify(golden[image], logits, labels[image], by)
 
 
 def _store(buffer, offset, values):

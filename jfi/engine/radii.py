@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jfi import bits
+from jfi.criteria.criterion import Constraints
 from jfi.engine import certify
 from jfi.hardware.chunks import chunks, filled_up
 from jfi.hardware.devices import SPREAD, Hardware
@@ -54,7 +55,8 @@ class Radii:
     """Certified radii of one site, as codes that compare like them (`code`).
 
     Args:
-      program, leaves: the network.
+      program, leaves: the network, up to its scores.
+      constraints: of the scores, that are to be kept.
       leaf: the parameter leaf of the site.
       pair_flops: operations that a pair takes that is not certified.
       hardware: what to make them on.
@@ -66,6 +68,7 @@ class Radii:
     def __init__(
         self,
         program: Program,
+        constraints: Callable[[Any], Constraints],
         leaves: Sequence[Any],
         leaf: int,
         pair_flops: int,
@@ -76,7 +79,7 @@ class Radii:
     ):
         self._leaves, self._leaf, self._shelf = leaves, leaf, shelf
         self._allowances = allowances
-        self._product = certify.product(program, leaf)
+        self._product, self._constraints = certify.product(program, leaf), constraints
         self._pair_flops, self._owed = pair_flops, defaultdict(float)
         self._share: float | None = None
         if self._product is not None and not self._can_be_made(program):
@@ -87,7 +90,7 @@ class Radii:
             one = certify.footprint(rest) + RADII * nbytes(program.leaves[leaf].aval)
             group, scales = shared_out(memory // one, GROUP, hardware.count)
             self._group = group
-            made = partial(_radii, program, self._product, leaf, scales)
+            made = partial(_radii, program, constraints, self._product, leaf, scales)
             self._make = hardware.jit_golden(made, SPREAD)
 
     def _can_be_made(self, program: Program) -> bool:
@@ -99,7 +102,7 @@ class Radii:
         images = jax.ShapeDtypeStruct((1, *program.x.aval.shape[1:]), program.x.aval.dtype)
         try:
             allowance = jax.ShapeDtypeStruct((1,), program.out.aval.dtype)
-            made = partial(_radii, program, self._product, self._leaf, 1)
+            made = partial(_radii, program, self._constraints, self._product, self._leaf, 1)
             jax.eval_shape(made, self._leaves, (images, allowance))
         except NotImplementedError:
             return False
@@ -183,12 +186,12 @@ def shared_out(room: int, images: int, devices: int) -> tuple[int, int]:
     return group, min(scales, max(1, room // group))
 
 
-def _radii(program: Program, product, leaf: int, scales: int, leaves, rows):
+def _radii(program: Program, constraints, product, leaf: int, scales: int, leaves, rows):
     """Certified radii [b, *leaf.shape] (`certify.radii`); rows: images and their allowances."""
 
     def one(image, allowance):
         env = run(program, leaves, image[None])
         leaf_var = program.leaves[leaf]
-        return certify.radii(program, env, product, leaf_var, allowance, scales)
+        return certify.radii(program, env, product, leaf_var, allowance, constraints, scales)
 
     return jax.vmap(one)(*rows)

@@ -34,10 +34,14 @@ def work(operations: int, live: int) -> int:
 
 
 class Ways:
-    """What the ways to run faults cost on one network and so many images."""
+    """What the ways to run faults cost on one network and so many images.
 
-    def __init__(self, program: Program, images: int):
-        self._program, self._images = program, images
+    Args:
+      proven: the part of the program that makes what is proven of a fault.
+    """
+
+    def __init__(self, program: Program, images: int, proven: Program):
+        self._program, self._images, self._proven = program, images, proven
         self._expected = Counter[int]()
         self._bounded: frozenset[int] = frozenset()
 
@@ -113,7 +117,7 @@ class Ways:
         """Operations that bounds are hoped to spare a pair of a site."""
         plain = LISTED + min(self.whole, work(parts.flops, parts.live))
         left = HOST + plain * (1 - CERTIFIED * self._after_cut(parts.source))
-        if certify.product(self._program, parts.source) is not None:  # it may have radii
+        if certify.product(self._proven, parts.source) is not None:  # it may have radii
             left *= 1 - RADII
         return plain - left
 
@@ -129,4 +133,4 @@ class Ways:
 
     @cached_property
     def _cuts(self) -> list:
-        return certify.cuts(self._program)
+        return certify.cuts(self._proven)

@@ -48,7 +48,7 @@ class ToLogits:
         """As of `jfi.engine.judge.Judge`; every pair is run."""
         if only is not None:
             row, image = np.nonzero(only[rows])
-            codes[rows[row], image] = self.pairs(take(faults, rows[row]), image).codes
+            codes[rows[row], image] = self._pairs(take(faults, rows[row]), image, None).codes
             run = only[rows].sum(axis=1)
         else:
             self._judge_all(faults, rows, codes)
@@ -67,24 +67,32 @@ class ToLogits:
                 images = np.arange(part.start, part.stop)
                 for some in parts(own, images.size):
                     pairs = take(faults, np.repeat(some, images.size))
-                    found = self.pairs(pairs, np.tile(images, some.size)).codes
+                    found = self._pairs(pairs, np.tile(images, some.size), None).codes
                     codes[some, part] = found.reshape(some.size, -1)
 
     def pairs(self, faults: Faults, image: np.ndarray, *, reduced: bool = False) -> Pairs:
-        """Run P pairs: the k-th fault on image `image[k]`.
+        """Run P pairs: the k-th fault on image `image[k]`, with their logits.
 
         Args:
           reduced: in the precision of the screen.
         """
         golden = self._case.golden.logits
         logits = np.empty((image.size, golden.shape[1]), golden.dtype)
+        return self._pairs(faults, image, logits, reduced)
+
+    def _pairs(
+        self, faults: Faults, image: np.ndarray, logits: np.ndarray | None, reduced: bool = False
+    ) -> Pairs:
+        """Run P pairs; `logits` [P, N] are written to, unless they are not wanted."""
         found = Pairs(np.empty(image.size, np.uint8), logits)
         for site, rows in by_site(faults, np.arange(image.size)):
             way = None if reduced else self._loops(site, rows.size)
             if way:
                 for some, *done in self._looped(site, faults, rows, way):
                     each = np.arange(some.size), image[some]
-                    found.codes[some], found.logits[some] = (column[each] for column in done)
+                    found.codes[some] = done[0][each]
+                    if logits is not None:
+                        logits[some] = done[1][each]
                 continue
             at, faulty = self._operands(site, take(faults, rows))
             for part in self.image_blocks(site):
@@ -92,15 +100,19 @@ class ToLogits:
                 if inside.size:
                     block = self._load(site, part)
                     local = image[rows[inside]] - part.start
-                    done = self.program(site).run(block, at[inside], faulty[inside], local, reduced)
-                    found.codes[rows[inside]], found.logits[rows[inside]] = done
+                    done = self.program(site).run(
+                        block, at[inside], faulty[inside], local, reduced, logits is not None
+                    )
+                    found.codes[rows[inside]] = done.codes
+                    if logits is not None:
+                        logits[rows[inside]] = done.logits
         return found
 
     def screened(self, faults: Faults, image: np.ndarray) -> np.ndarray:
         """Codes of P pairs by reduced precision, and in full where it leaves a doubt."""
         found = self.pairs(faults, image, reduced=True)
         doubt = np.flatnonzero(screening.doubtful(found.logits, self._threshold))
-        found.codes[doubt] = self.pairs(take(faults, doubt), image[doubt]).codes
+        found.codes[doubt] = self._pairs(take(faults, doubt), image[doubt], None).codes
         return found.codes
 
     @cached_property
@@ -122,7 +134,7 @@ class ToLogits:
         if site not in self._programs:
             apart = split(self._case.network.program, self._case.source(site))
             reduced = screening.REDUCED.get(self._screen)
-            self._programs[site] = SiteProgram(apart, self._case.hardware, reduced)
+            self._programs[site] = SiteProgram(apart, self._case.by, self._case.hardware, reduced)
         return self._programs[site]
 
     def image_blocks(self, site: int) -> list[slice]:
@@ -181,7 +193,7 @@ class ToLogits:
     @cached_property
     def _loop(self) -> Loop:
         case = self._case
-        columns = case.images, case.labels
+        columns = case.images, case.labels, case.by
         return Loop(case.network.program, case.leaves, *columns, case.hardware)
 
     def _is_slow(self, site: int) -> bool:

@@ -19,7 +19,7 @@ from jfi.engine.engine import Engine
 from jfi.engine.golden import allowances
 from jfi.engine.rounding import close, overflows, rounding
 from jfi.faults import Faults, take
-from jfi.hardware.chunks import chunks
+from jfi.hardware.chunks import chunks, filled_up
 from jfi.hardware.compiling import jit
 from jfi.networks import scans, taps
 from jfi.networks.program import bind, run
@@ -29,6 +29,8 @@ from jfi.outcomes import CRITICAL, classify
 _ON_RECORD = {-1: "", 0: "; on record as not critical", 1: "; on record as critical"}
 BATCH = 32  # pairs with a run-time fault of one call, run one after another
 IN_FLIGHT = 32  # runs under way before the first is read back
+PATTERNS = 64  # of rounding, that a verdict is looked at under
+SHAKEN = 1 << 18  # outputs that are moved at a time
 AGAIN = 64  # disagreements that are run operation by operation at a time
 BOUND = 0.95  # confidence of `Verification.bound`
 
@@ -243,7 +245,8 @@ def _compared(
 ) -> tuple[np.ndarray, np.ndarray]:
     """bool [P]: what is told is what naive logits `slow` [P, C] say; it is a near-tie."""
     golden = naive(engine, faults, image, harmless=True)
-    codes = np.asarray(jit(classify)(golden, slow, engine.labels[image]))
+    by = partial(classify, by=engine.by)
+    codes = np.asarray(jit(by)(golden, slow, engine.labels[image]))
     known, own = np.unique(image, return_inverse=True)
     least = allowances(engine.network, engine.images[known])[own]
     critical = (codes & CRITICAL) != 0
@@ -252,25 +255,50 @@ def _compared(
     else:
         same = ((told.codes & CRITICAL) != 0) == critical
         # What a certificate decided can't be excused by logits that overflow.
-        tied = _is_tied(engine, faults, image, slow, least, ~same, ~told.certified)
+        tied = _is_tied(engine, faults, image, (golden, slow), least, ~same, ~told.certified)
     known = (told.recorded < 0) | ((told.recorded > 0) == critical)
-    tied = (same | tied) & (known | _is_tied(engine, faults, image, slow, least, ~known))
+    pair = golden, slow
+    tied = (same | tied) & (known | _is_tied(engine, faults, image, pair, least, ~known))
     return same & known, tied
 
 
-def _is_tied(engine: Engine, faults, image, slow, least, odd, overflowing=True) -> np.ndarray:
-    """bool [P]: the largest naive logits agree, or neither these nor the engine's are finite.
+def _is_tied(engine: Engine, faults, image, pair, least, odd, overflowing=True) -> np.ndarray:
+    """bool [P]: rounding may decide of the naive outputs, or neither these nor the engine's are
+    finite.
 
     Args:
+      pair: golden and faulty outputs [P, N], naively.
       odd: bool [P], the pairs that are asked for.
       overflowing: bool [P], whether the second counts.
     """
-    second, first = np.sort(slow, axis=1)[:, -2:].T
-    with np.errstate(invalid="ignore", over="ignore"):
-        tied = first - second <= np.maximum(rounding(slow), least)
+    golden, slow = pair
+    tied, asked = np.zeros(len(slow), bool), np.flatnonzero(odd)
+    decides = jit(partial(_decides, engine.by.critical))
+    size = max(1, min(BATCH, SHAKEN // slow.shape[1]))
+    for part in chunks(asked.size, size):
+        some = filled_up(asked[part], size)
+        off = np.maximum(rounding(slow[some]), least[some]).astype(slow.dtype)
+        tied[asked[part]] = np.asarray(decides(golden[some], slow[some], off))[
+            : part.stop - part.start
+        ]
     some = np.flatnonzero(odd & overflows(slow) & overflowing)
     tied[some] |= overflows(engine.pairs(take(faults, some), image[some]).logits)
     return tied
+
+
+def _decides(critical, golden, slow, off):
+    """bool [P]: moving outputs [P, N] by half of `off` [P], up or down at random, tells otherwise.
+
+    Two that are nearer than `off` pass each other in one of four patterns.
+    """
+    signs = np.random.default_rng(0).choice([-1, 1], (PATTERNS, slow.shape[1]))
+
+    def one(golden, slow, off):
+        told = critical(golden, slow)
+        moved = jax.vmap(lambda sign: critical(golden, slow + sign * (off / 2)))
+        return (moved(jnp.asarray(signs, slow.dtype)) != told).any()
+
+    return jax.vmap(one)(golden, slow, off)
 
 
 def _describe(engine: Engine, fault: Faults, image: np.ndarray, slow: np.ndarray, told) -> str:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jfi import outcomes
+from jfi.criteria.criterion import Judgement
 from jfi.engine.split import Split, prefix, suffix
 from jfi.hardware.chunks import chunk_size, chunks, filled_up
 from jfi.hardware.devices import SHARED, SPREAD, Hardware
@@ -34,22 +35,23 @@ class Block(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Results of P pairs: outcome codes uint8 [P] (`outcomes.classify`) and logits [P, C]."""
+    """Results of P pairs: outcome codes uint8 [P] (`outcomes.classify`), and rows of outputs [P, N]
+    where they are asked for."""
 
     codes: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None
 
 
 class SiteProgram:
     """The two compiled programs of one site; `chunk` pairs are run at a time."""
 
-    def __init__(self, parts: Split, hardware: Hardware, reduced: Callable | None):
+    def __init__(self, parts: Split, by: Judgement, hardware: Hardware, reduced: Callable | None):
         self.parts, self._hardware = parts, hardware
         self.chunk = hardware.count * chunk_size(parts.live, hardware.chunk_bytes, parts.flops)
         self._prefix = hardware.jit_golden(partial(prefix, parts), (SHARED, SPREAD))
         # In full, and in reduced precision.
         self._suffix = [
-            hardware.jit(partial(_run_chunk, parts, evaluate), *_RUN_CHUNK)
+            hardware.jit(partial(_run_chunk, parts, by, evaluate), *_RUN_CHUNK)
             for evaluate in (bind, reduced or bind)
         ]
 
@@ -73,7 +75,13 @@ class SiteProgram:
         return np.zeros(leaf.ndim, np.int32), leaf.flat[0]
 
     def run(
-        self, block: Block, at: np.ndarray, value: np.ndarray, image: np.ndarray, reduced=False
+        self,
+        block: Block,
+        at: np.ndarray,
+        value: np.ndarray,
+        image: np.ndarray,
+        reduced: bool = False,
+        logits: bool = True,
     ) -> Pairs:
         """Run P pairs: the word at index `at` [P, rank] set to `value` [P].
 
@@ -81,25 +89,29 @@ class SiteProgram:
           at, value: of run-time values as of `jfi.networks.taps.operands`.
           image: int [P], positions in the block.
           reduced: in reduced precision.
+          logits: keep them; without, they are None.
         """
         done, pending = [], deque()
         for part in chunks(image.size, self.chunk):
             columns = (image.astype(np.int32), at, value)
             full = (filled_up(column[part], self.chunk) for column in columns)
-            pending.append(self._suffix[reduced](*block[1:], *full))
+            found = self._suffix[reduced](*block[1:], *full)
+            pending.append(found if logits else found[:1])
             if len(pending) > IN_FLIGHT:
                 done.append(jax.device_get(pending.popleft()))
         done.extend(jax.device_get(list(pending)))
-        codes, logits = (np.concatenate(column)[: image.size] for column in zip(*done, strict=True))
-        return Pairs(codes, logits)
+        codes, *rows = (np.concatenate(column)[: image.size] for column in zip(*done, strict=True))
+        return Pairs(codes, *(rows or [None]))
 
 
 _RUN_CHUNK = (SHARED, SHARED, SHARED, SHARED, SPREAD, SPREAD, SPREAD)
 
 
-def _run_chunk(parts: Split, evaluate, constants, residuals, golden, labels, image, at, value):
+def _run_chunk(
+    parts: Split, by: Judgement, evaluate, constants, residuals, golden, labels, image, at, value
+):
     def one(image, at, value):
         return suffix(parts, constants, residuals, image, list(at), value, evaluate)[0]
 
     logits = jax.vmap(one)(image, at, value)
-    return outcomes.classify(golden[image], logits, labels[image]), logits
+    return outcomes.classify(golden[image], logits, labels[image], by), logits

@@ -1,6 +1,6 @@
 """A network as data: one flat list of primitive equations for one image.
 
-`trace` turns any `apply(params, x) -> logits` into a jaxpr without nested calls, so that the
+`trace` turns any `apply(params, x) -> outputs` into a jaxpr without nested calls, so that the
 rest of the engine can ask of every value what it depends on. The network is not edited.
 """
 
@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.extend import core
 
-from jfi.errors import InputError, kind
 from jfi.networks import convolution
 
 # Primitives that only call an inner program; inlined. Control flow (scan, while, cond) stays.
@@ -29,7 +27,7 @@ class Program(NamedTuple):
     """The equations of a network for one image, with dead code dropped, or a section of them.
 
     `leaves` are the variables of the parameter leaves in pytree order, `x` that of the input
-    [1, ...], `out` that of the output, logits [1, C]; `consts` holds values captured by closure.
+    [1, ...], `out` that of the output, a row [1, N]; `consts` holds values captured by closure.
     """
 
     eqns: tuple[Any, ...]
@@ -96,18 +94,15 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
     """The flat program of `apply` on one image.
 
     Args:
-      apply: `(params, x [B, ...]) -> logits [B, C]`, traceable by JAX, images independent.
+      apply: `(params, x [B, ...]) -> outputs [B, N]`, traceable by JAX, images independent.
       params: pytree of arrays (or of `jax.ShapeDtypeStruct`).
       image: shape and dtype of one image, without the batch axis.
-
-    Raises:
-      InputError: the output is not one array of floats [1, C].
     """
     leaves, tree = jax.tree.flatten(params)
     x = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
 
     def flat_apply(*args):
-        return _check_logits(apply(jax.tree.unflatten(tree, args[:-1]), args[-1]), x.shape)
+        return apply(jax.tree.unflatten(tree, args[:-1]), args[-1])
 
     flat = flatten(jax.make_jaxpr(flat_apply)(*leaves, x))
     jaxpr = flat.jaxpr
@@ -118,19 +113,6 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, image: jax.ShapeDtypeSt
         out=jaxpr.outvars[0],
         consts=dict(zip(jaxpr.constvars, flat.consts, strict=True)),
     )
-
-
-def _check_logits(found, images: tuple[int, ...]):
-    """What `apply` returned for images [1, ...], if it is logits."""
-    form, is_array = kind(found), isinstance(found, jax.Array | np.ndarray)
-    if not is_array or found.ndim != 2 or found.shape[0] != 1:
-        raise InputError(
-            f"apply returned {form} for one image of shape {images}; it must return logits [1, C], "
-            "one array"
-        )
-    if not jax.numpy.issubdtype(found.dtype, np.floating):
-        raise InputError(f"apply returned {form}; logits must be floats: cast them")
-    return found
 
 
 def section(program: Program, start=None, end=None) -> Program:

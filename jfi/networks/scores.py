@@ -1,11 +1,12 @@
 """A cheap guess at which faults are critical, from a few backward passes an image.
 
 To first order a change dw of a word moves the margin of an image over another class, the largest
-logit less that class's, by dw times the margin's gradient; the fault is critical where that is all
-of the margin. A word's sensitivity is the largest fall of a margin over the margin, of all images
-and rival classes, for a word that grows by one, and for one that falls: times |dw| it is near 1
-where criticality begins. `strata.by_score` makes strata of it. Large changes are not of first
-order, so the guess is often wrong: that costs injections, not validity.
+logit less that class's (or another constraint of the criterion), by dw times the margin's gradient;
+the fault is critical where that is all of the margin. A word's sensitivity is the largest fall of a
+margin over the margin, of all images and rival classes, for a word that grows by one, and for one
+that falls: times |dw| it is near 1 where criticality begins. `strata.by_score` makes strata of it.
+Large changes are not of first order, so the guess is often wrong: that costs injections, not
+validity.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,21 +18,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jfi.criteria.criterion import Judgement
 from jfi.errors import InputError
 from jfi.faults import Site
+from jfi.networks.program import run as run_program
+from jfi.networks.program import section
 from jfi.networks.sites import Network
 
 MEMORY = 1 << 26  # gradients held at a time
 RIVALS = 9  # classes whose margins are looked at, the nearest to the golden one
 
 
-def sensitivity(network: Network, images: np.ndarray, sites: Sequence[Site]) -> list[np.ndarray]:
+def sensitivity(
+    network: Network, images: np.ndarray, sites: Sequence[Site], by: Judgement
+) -> list[np.ndarray]:
     """The sensitivity float32 [2, words] of each site, in C order: to growth, and to fall.
 
     Ones for sites of integers and for run-time values.
 
     Args:
         images: [B, ...], preprocessed as the network takes them.
+        by: what is critical, with constraints.
 
     Raises:
         InputError: no images.
@@ -42,7 +49,7 @@ def sensitivity(network: Network, images: np.ndarray, sites: Sequence[Site]) -> 
     chosen = [s for s in known if jnp.issubdtype(s.dtype, jnp.floating)]
     positions = [network.positions[site.name] for site in chosen]
     found = [jnp.zeros((2, *site.shape), jnp.float32) for site in chosen]
-    step = jax.jit(partial(_step, over_rivals(network, positions, _most, RIVALS)))
+    step = jax.jit(partial(_step, over_rivals(network, positions, _most, RIVALS, by)))
     values = [jnp.asarray(network.leaves[position]) for position in positions]
     batch = max(1, min(len(images), MEMORY // max(2 * sum(s.words for s in chosen), 1)))
     for start in range(0, len(images), batch):
@@ -56,6 +63,7 @@ def over_rivals(
     positions: Sequence[int],
     fold: Callable[[Any, list[Any]], Any],
     rivals: int,
+    by: Judgement,
 ) -> Callable[[Any, Sequence[Any], Any], Any]:
     """`(start, values, image) -> found`: ``fold`` over an image's margins to its rival classes.
 
@@ -63,29 +71,28 @@ def over_rivals(
         positions: the leaves that ``values`` are of.
         fold: `(found, slopes) -> found`, where slopes are the gradients of a margin by each of the
             ``values``, over the margin.
-        rivals: how many of the nearest classes.
+        rivals: how many of the nearest classes: of the constraints of `by` of least slack.
     """
-    structure = jax.tree.structure(network.params)
+    end = network.program.out if by.on_outputs else network.scores
+    program = section(network.program, end=end)
 
     def forward(image, values):
         leaves = list(network.leaves)
         for position, value in zip(positions, values, strict=True):
             leaves[position] = value
-        logits = network.apply(jax.tree.unflatten(structure, leaves), image[None])[0]
-        return logits.astype(jnp.float32)
+        return run_program(program, leaves, image[None])[end].ravel().astype(jnp.float32)
 
     def run(start, values, image):
         logits, pull = jax.vjp(partial(forward, image), list(values))
-        highest, classes = lax.top_k(logits, min(1 + rivals, logits.size))
+        index, weight, slack = by.constraints(logits)
+        near = lax.top_k(-slack, min(rivals, slack.size))[1]
 
-        def one(found, rival):
-            logit, number = rival
-            margin = jnp.maximum(highest[0] - logit, jnp.finfo(jnp.float32).tiny)
-            less = jax.nn.one_hot(classes[0], logits.size) - jax.nn.one_hot(number, logits.size)
-            (gradients,) = pull(less)
+        def one(found, number):
+            margin = jnp.maximum(slack[number], jnp.finfo(jnp.float32).tiny)
+            (gradients,) = pull(jnp.zeros_like(logits).at[index[number]].add(weight[number]))
             return fold(found, [g.astype(jnp.float32) / margin for g in gradients]), None
 
-        return lax.scan(one, start, (highest[1:], classes[1:]))[0]
+        return lax.scan(one, start, near)[0]
 
     return run
 

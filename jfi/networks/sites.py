@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jfi import bits
+from jfi import bits, forms
 from jfi.errors import InputError, kind
 from jfi.faults import MODEL_SITES, Faults, Site, by_site
 from jfi.hardware.devices import is_key
-from jfi.networks import scans, taps
+from jfi.networks import links, scans, taps
 from jfi.networks.program import PRODUCTS, Program, dependents, trace
 from jfi.networks.taps import Tap
 
@@ -23,7 +23,9 @@ _TOLD = 8  # most leaves that `told` names
 class Network(NamedTuple):
     """A network ready for fault injection; made by `network`.
 
-    apply: `(params, x [B, ...]) -> logits [B, C]`, as given, in full precision.
+    apply: `(params, x [B, ...]) -> outputs [B, N]`, as given, in full precision. Where it takes
+    several arrays x are their bytes (`inputs`), else `inputs` is None; outputs are laid out in rows
+    (`outputs`).
     params: its parameters, as given; leaves: the same as a flat tuple.
     program: its equations for one image.
     sites: every leaf that has bits and that the logits depend on, in order of first use; then every
@@ -42,6 +44,9 @@ class Network(NamedTuple):
     positions: dict[str, int]  # site name -> number of its leaf
     taps: dict[str, Tap]  # name -> run-time value
     left_out: dict[str, str]  # name -> why
+    inputs: forms.Inputs | None
+    outputs: forms.Outputs
+    scores: Any  # variable of the outputs before the network's own softmax (`jfi.networks.links`)
 
     @property
     def parameters(self) -> tuple[Site, ...]:
@@ -72,24 +77,30 @@ class Network(NamedTuple):
         return np.asarray(self.leaves[self.positions[site.name]])
 
 
-def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Network:
+def network(
+    apply: Callable[[Any, Any], Any], params: Any, image: Any, output: str | None = None
+) -> Network:
     """Read a network without editing it.
 
     Args:
-      apply: `(params, x [B, ...]) -> logits [B, C]`, any JAX function; images independent.
+      apply: `(params, x) -> outputs`, any JAX function; images independent. x is an array
+        [B, ...], or a tree of them (a dict, a tuple, ...): what the first axis of each counts are
+        called images. So may outputs be.
       params: pytree of arrays; site names are its paths, `conv1/kernel` (without `params/`). One
         array alone is called `params`.
-      image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`.
+      image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`, or a tree.
+      output: the name of the one array to judge faults by, where several are returned: its path,
+        `logits` or `heads/0`. By default all.
 
     Raises:
       InputError: a parameter that is no array, not finite or of 64 bits without x64, no parameter
         with bits, two parameters of one name, a name with an @, a named value called as a
-        parameter, an `image` that is not one array, or an `apply` that is no function or does
-        not return logits.
+        parameter, an `image` that is no array of numbers, or an `apply` that is no function or does
+        not return arrays of real numbers with the axis of images first; no output of that name.
     """
     if not callable(apply):
         raise InputError(f"apply is {kind(apply)}; it must be a function of (params, images)")
-    image = _check_image(image)
+    inputs, image = _check_image(image)
     if not jax.tree.leaves(params):
         raise InputError(f"params are {kind(params)} and hold no array")
     found = jax.tree.leaves_with_path(params)
@@ -98,7 +109,11 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     for name, leaf in zip(names, leaves, strict=True):
         _check_array(name, leaf)
     apply = _full_precision(apply)
+    if inputs is not None:
+        apply = _unpacked(apply, inputs)
+    apply, outputs = _in_rows(apply, params, image, output)
     program = trace(apply, params, image)
+    link, scores = links.find(program, outputs.arrays[0].shape[-1] if outputs.is_scores else 0)
     used = _used(program)
     positions = {names[number]: number for number in used if bits.has_words(leaves[number].dtype)}
     left_out = {
@@ -121,7 +136,7 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     found = Network(
         apply, params, leaves, program, (*sites, *map(taps.site, named.values())),
         frozenset(name for name, n in positions.items() if n in weights), positions, named,
-        left_out,
+        left_out, inputs, outputs._replace(link=link), scores,
     )  # fmt: skip
     for site in sites:
         _check_dtype(site, program.leaves[positions[site.name]].aval.dtype)
@@ -238,6 +253,23 @@ def _full_precision(apply):
     return full
 
 
+def _unpacked(apply, inputs: forms.Inputs):
+    """The function of the bytes of its inputs."""
+    return lambda params, rows: apply(params, inputs.unpack(rows))
+
+
+def _in_rows(apply, params: Any, image: jax.ShapeDtypeStruct, output: str | None):
+    """The function that lays out what this returns in rows [B, N], and their form."""
+
+    def wanted(params, x):
+        found = forms.plain(apply(params, x))
+        return found if output is None else forms.chosen(found, output)
+
+    one = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
+    outputs = forms.outputs(jax.eval_shape(wanted, params, one))
+    return (lambda params, x: outputs.row(wanted(params, x))), outputs
+
+
 def _name(path) -> str:
     """`conv1/kernel` from a pytree path; Flax's leading `params` says nothing and goes."""
     parts = [
@@ -281,14 +313,18 @@ def _multiplies(scan: scans.Scan, constant: int) -> bool:
     return any(eqn.primitive.name in PRODUCTS for eqn in scans.uses(scan, constant))
 
 
-def _check_image(image) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the image."""
-    if not isinstance(image, (*_ARRAYS, jax.ShapeDtypeStruct)) or not _is_numeric(image.dtype):
+def _check_image(image) -> tuple[forms.Inputs | None, jax.ShapeDtypeStruct]:
+    """Shape and dtype of the image; of several arrays, their form and that of their bytes."""
+    if isinstance(image, (*_ARRAYS, jax.ShapeDtypeStruct)) and _is_numeric(image.dtype):
+        return None, jax.ShapeDtypeStruct(image.shape, image.dtype)
+    leaves = jax.tree.leaves(image)
+    if not leaves or (not isinstance(image, Mapping | tuple | list) and leaves == [image]):
         raise InputError(
-            f"image is {kind(image)}; it must be one array of numbers or a jax.ShapeDtypeStruct. "
-            "Pack several inputs into one array, and take it apart in apply"
+            f"image is {kind(image)}; it must be an array of numbers or a jax.ShapeDtypeStruct, "
+            "or a dict, tuple or list of them"
         )
-    return jax.ShapeDtypeStruct(image.shape, image.dtype)
+    inputs = forms.inputs(image)
+    return inputs, jax.ShapeDtypeStruct((inputs.size,), np.uint8)
 
 
 def _check_names(names: list[str], paths: list) -> None:

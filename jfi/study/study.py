@@ -8,14 +8,17 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jfi.adopt import adopt, batch, pytorch
 from jfi.campaign import campaign, records, rounds
 from jfi.campaign.campaign import Plan, Progress
 from jfi.campaign.rounds import METHODS
+from jfi.criteria import names
+from jfi.criteria.criterion import Criterion
 from jfi.engine.engine import Engine
-from jfi.engine.inputs import check_labels, check_measure
+from jfi.engine.inputs import check_images, check_labels, check_measure
 from jfi.errors import InputError, VerificationError, kind
 from jfi.faults import Site
 from jfi.networks.sites import Network
@@ -38,10 +41,19 @@ class Study:
     Attributes:
       network: the `jfi` network; images [B, ...]; labels int32 [B], or None where none are given.
       name: of reports and of the default work directory.
+      criterion: what makes a fault critical for an image.
     """
 
-    def __init__(self, network: Network, images: np.ndarray, labels: np.ndarray | None, name: str):
+    def __init__(
+        self,
+        network: Network,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        name: str,
+        criterion: Criterion,
+    ):
         self.network, self.images, self.labels, self.name = network, images, labels, name
+        self.criterion = criterion
         self._made: tuple[tuple[Site, ...], Engine] | None = None
 
     def __repr__(self) -> str:
@@ -60,7 +72,8 @@ class Study:
         sites = tuple(sites)
         if self._made is None or self._made[0] != sites:
             self._made = None  # its golden values go before others come
-            self._made = sites, Engine(self.network, self.images, self.labels, sites)
+            made = Engine(self.network, self.images, self.labels, sites, criterion=self.criterion)
+            self._made = sites, made
         return self._made[1]
 
     def run(
@@ -132,6 +145,7 @@ class Study:
             "labels": "none" if self.labels is None else "given",
             "sampler": name,
             "measure": measure,
+            "criterion": self.criterion.text,
             "fault_model": fault_model,
             "sites": sites,
             "error_margin": float(error_margin),
@@ -180,16 +194,29 @@ class Study:
 
 
 def study(
-    model: Any, images: Any, labels: Any = None, *, name: str | None = None, dt: float = 1e-4
+    model: Any,
+    images: Any,
+    labels: Any = None,
+    *,
+    criterion: Criterion | str | None = None,
+    output: str | None = None,
+    name: str | None = None,
+    dt: float = 1e-4,
 ) -> Study:
     """The front door: `jfi.study(model, images, labels).run("adaptive", error_margin=0.01)`.
 
     Args:
       model: anything `jfi.adopt` takes (PyTorch, Keras, Flax, Equinox, Haiku, ONNX, NIR, or
         `(apply, params)`), or a network of `jfi.network`.
-      images: [B, ...] as the model takes them: NumPy, JAX or PyTorch.
-      labels: int [B], in [0, C). A fault is critical when the answer differs from the golden one,
-        whatever the label: without labels only accuracies are left out.
+      images: [B, ...] as the model takes them: NumPy, JAX or PyTorch; or a dict or tuple of such
+        arrays.
+      labels: as the criterion takes them, of top1 int [B], in [0, C). A fault is critical when the
+        answer differs from the golden one, whatever the label: without labels only accuracies are
+        left out.
+      criterion: what makes a fault critical for an image (`jfi.criteria`), or its name, as
+        `top_k:5`; by default that the top-1 of scores [B, C] changes.
+      output: the name of the one array to judge faults by, where the model returns several
+        (`jfi.network`).
       name: what the study is called; by default the model's class, function or file.
       dt: the time step of a NIR graph (`jfi.adopt`).
 
@@ -197,11 +224,23 @@ def study(
       InputError: as of `jfi.adopt`; images or labels that are no such arrays.
     """
     images = batch(images, "images are")
-    network = model if isinstance(model, Network) else adopt(model, images[:ADOPTED], dt=dt)
+    asked = names.check(criterion)
+    if isinstance(model, Network):
+        if output is not None:
+            raise InputError(f"output {output!r}: a network has its own; say it to jfi.network")
+        network = model
+    else:
+        few = jax.tree.map(lambda x: x[:ADOPTED], images)
+        network = adopt(model, few, dt=dt, output=output)
+    images = check_images(network, images)
     if labels is not None:
         labels = pytorch.array(labels) if hasattr(labels, "detach") else labels
-        labels = check_labels(labels, (len(images), network.program.out.aval.shape[1]))
-    return Study(network, images, labels, _name(model) if name is None else _check_called(name))
+    asked = asked or names.usual(network.outputs, labels)
+    by = asked.judge(network.outputs)
+    if labels is not None:
+        labels = check_labels(labels, len(images), by, asked.text)
+    name = _name(model) if name is None else _check_called(name)
+    return Study(network, images, labels, name, asked)
 
 
 def _check_sampler(sampler: str) -> str:
@@ -275,7 +314,7 @@ def _measured(found: dict[str, Any], engine: Engine, labelled: bool) -> dict[str
     """What this run measured; the rate only where it ran any fault itself."""
     measured = {"images": found["images"]}
     if labelled:
-        measured["golden_accuracy"] = float(np.mean(engine.golden.top1 == engine.labels))
+        measured["golden_accuracy"] = engine.accuracy
     if found["run"]["faults"]:
         measured["seconds"] = round(found["run"]["seconds"], 1)
         measured["verdicts_per_second"] = round(found["run"]["verdicts_per_second"])

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jfi import bits
+from jfi.criteria.criterion import Judgement
 from jfi.engine.radii import distance
 from jfi.faults import FAULT_MODELS, Faults, FaultSpace, Site
 from jfi.hardware.chunks import chunks, filled_up
@@ -37,7 +38,12 @@ _MEMORY = 1 << 27  # bytes of gradients held at a time
 
 
 def chances(
-    network: Network, images: np.ndarray, sites: Sequence[Site], faults: int = FAULTS, seed: int = 0
+    network: Network,
+    images: np.ndarray,
+    sites: Sequence[Site],
+    by: Judgement,
+    faults: int = FAULTS,
+    seed: int = 0,
 ) -> np.ndarray:
     """float32 [F, B]: the chance that each of F flips of a random sample is critical, by image.
 
@@ -47,12 +53,13 @@ def chances(
       images: [B, ...], preprocessed as the network takes them.
       sites: those to put faults in; those of integers have no gradient and are passed over, and so
         are run-time values.
+      by: what is critical, with constraints.
       faults: size of the sample; where there are fewer flips, all of them.
     """
     known = (site for site in sites if site.name in network.positions)
     chosen = [site for site in known if jnp.issubdtype(site.dtype, jnp.floating)]
     flips = _sample(FaultSpace(chosen, FAULT_MODELS["flip"]), faults, seed)
-    run = jit(jax.vmap(partial(_moves, network, chosen, flips), (None, 0)))
+    run = jit(jax.vmap(partial(_moves, network, chosen, flips, by), (None, 0)))
     words = sum(site.words for site in chosen)
     size = int(np.clip(_MEMORY // (4 * words), 1, len(images)))
     parts = (filled_up(images[part], size) for part in chunks(len(images), size))
@@ -74,7 +81,7 @@ def _sample(space: FaultSpace, faults: int, seed: int) -> Faults:
     )
 
 
-def _moves(network: Network, sites: Sequence[Site], faults: Faults, leaves, image):
+def _moves(network: Network, sites: Sequence[Site], faults: Faults, by: Judgement, leaves, image):
     """[F]: by what share of an image's margin each fault lowers it, to first order."""
     positions = [network.positions[site.name] for site in sites]
     rows = [np.flatnonzero(faults.site == number) for number in range(len(sites))]
@@ -85,7 +92,7 @@ def _moves(network: Network, sites: Sequence[Site], faults: Faults, leaves, imag
             found = found.at[own].set(-change * slope.ravel()[faults.index[own]])
         return found
 
-    run = scores.over_rivals(network, positions, lowered, rivals=1)
+    run = scores.over_rivals(network, positions, lowered, rivals=1, by=by)
     return run(jnp.zeros(faults.site.size), [leaves[p] for p in positions], image)
 
 

@@ -135,7 +135,7 @@ def test_curves_end_at_the_totals_of_the_campaign(engine, measure, tmp_path):
     options = {"measure": measure, "keep_bits": True}
     summary = jfi.run(plan, engine, tmp_path, {}, **options)
     found = detection.read_verdicts(tmp_path)
-    order = workload.order(engine.golden.margin, high=False)
+    order = workload.order(engine.golden.margin(engine.by), high=False)
     ends = detection.curves(found, order)
     assert ends.critical[-1] == summary["estimates"][0]["critical"] > 0
     assert detection.by_image(found.critical, 11).sum() == summary["pairs"]["critical"]

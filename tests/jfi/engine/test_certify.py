@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from asking import top1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -35,6 +36,10 @@ ACTS = {
     "silu": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
 }
+
+
+def asked(program):
+    return top1(program).constraints
 
 
 class Residual(nn.Module):
@@ -123,7 +128,7 @@ def test_a_primitive_without_a_bound_ends_the_cuts():
         assert all(eqn.primitive.name != "sort" for eqn in section(program, cut).eqns)
     with pytest.raises(certify.Unbounded, match="sort"):
         env = run(program, w, jnp.ones((1, 4, 4, 2)))
-        certify.bound_map(program, env, program.eqns[2].outvars[0], 0.1, 0.0)
+        certify.bound_map(program, env, program.eqns[2].outvars[0], 0.1, 0.0, asked(program))
 
 
 @settings(max_examples=10, deadline=None)
@@ -142,7 +147,7 @@ def test_a_certified_difference_keeps_top_1(seed, act, pool, scale, spiky):
     rng = np.random.default_rng(seed)
     allowance = rounding.allowance(program, env)
     for cut in certify.cuts(program):
-        slopes = np.asarray(certify.bound_map(program, env, cut, scale, allowance))
+        slopes = np.asarray(certify.bound_map(program, env, cut, scale, allowance, asked(program)))
         if not np.isfinite(slopes).all():
             continue  # an uncertain image: nothing is certified
         d = rng.choice([-1.0, 1.0], slopes.shape) * (
@@ -161,7 +166,11 @@ def test_maps_do_not_depend_on_how_many_are_made_at_a_time(room):
     cut = certify.cuts(network.program)[-1]
     rows = images[:3], np.full(3, 1e-4, np.float32)
     some, wanted = (
-        np.asarray(jax.jit(partial(prune._maps, network.program, cut, n))(network.leaves, rows))
+        np.asarray(
+            jax.jit(partial(prune._maps, network.program, asked(network), cut, n))(
+                network.leaves, rows
+            )
+        )
         for n in (room, 1000)
     )
     assert wanted.shape[:2] == (len(certify.SCALES), 3)
@@ -179,7 +188,9 @@ def test_a_change_below_its_radius_keeps_top_1(seed, act):
     for site in jfi.select(network):
         leaf = network.positions[site.name]
         product = certify.product(program, leaf)
-        radii = np.asarray(certify.radii(program, env, product, program.leaves[leaf], allowance))
+        radii = np.asarray(
+            certify.radii(program, env, product, program.leaves[leaf], allowance, asked(program))
+        )
         assert radii.shape == site.shape
         word = np.unravel_index(np.argmax(np.where(np.isfinite(radii), radii, 0)), radii.shape)
         for sign in (-1, 1):
@@ -263,7 +274,7 @@ def test_images_within_rounding_of_a_tie_are_never_certified():
         x = jnp.array([[1.0, 1.0 + gap, 0.3, 0.3]])
         env = run(program, [w["a"], w["b"]], x)
         own = rounding.allowance(program, env)
-        slopes = np.asarray(certify.bound_map(program, env, program.x, 0.1, own))
+        slopes = np.asarray(certify.bound_map(program, env, program.x, 0.1, own, asked(program)))
         assert np.isfinite(slopes).all() == certain
     # By hand: d0 and d1 both count against the margin less the allowance, the others do not.
     allowance = rounding.TOLERANCE * np.finfo(np.float32).eps * 1.5

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from asking import top1
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
@@ -61,8 +62,9 @@ def site():
         shelf = radii.Shelf(1 << 20)
         allowances = jit(partial(rounding.allowances, network.program))
         return radii.Radii(
-            network.program, network.leaves, 0, pair_flops, hardware(), shelf, allowances, memory
-        )
+            network.program, top1(network).constraints, network.leaves, 0, pair_flops, hardware(),
+            shelf, allowances, memory,
+        )  # fmt: skip
 
     return make, images
 
@@ -112,10 +114,10 @@ def test_making_radii_takes_less_where_memory_is_short(site):
     params = {"first": np.ones((8, 4096), np.float32), "second": np.ones((4096, 9), np.float32)}
     network = jfi.network(dense, params, np.zeros(8, np.float32))
     rows = np.ones((8, 8), np.float32), np.ones(8, np.float32)
-    product = certify.product(network.program, 0)
+    product, asked = certify.product(network.program, 0), top1(network).constraints
 
     def taken(scales):
-        made = partial(radii._radii, network.program, product, 0, scales)
+        made = partial(radii._radii, network.program, asked, product, 0, scales)
         found = jax.jit(made).lower(network.leaves, rows).compile().memory_analysis()
         return found.temp_size_in_bytes
 
@@ -172,7 +174,7 @@ def test_a_word_moved_to_its_radius_keeps_top_1(name):
         return act(enter(x, params[0])).reshape(len(x), -1) @ params[1].T
 
     network = jfi.network(apply, [w, last], images[0])
-    program = network.program
+    program, asked = network.program, top1(network).constraints
     for leaf, golden in enumerate((w, last)):
         product = certify.product(program, leaf)
 
@@ -180,7 +182,7 @@ def test_a_word_moved_to_its_radius_keeps_top_1(name):
         def found(x, product=product, leaf=leaf):
             env = run(program, [w, last], x[None])
             allowance = rounding.allowance(program, env)
-            return certify.radii(program, env, product, program.leaves[leaf], allowance)
+            return certify.radii(program, env, product, program.leaves[leaf], allowance, asked)
 
         @jit
         def tops(x, moves, leaf=leaf, golden=golden):

@@ -79,7 +79,7 @@ def naive_top1(faults):
 def test_a_loop_says_what_naive_runs_say():
     faults = some_faults()
     looped, other = (engine(loop=way) for way in (True, False))
-    critical = naive_top1(faults) != looped.golden.top1
+    critical = naive_top1(faults) != looped.answers
     for measure in ("full", "critical"):
         done = looped.run(faults, measure, keep_bits=True)
         told = np.unpackbits(done.critical_bits, axis=1)[:, :BATCH].astype(bool)
@@ -130,7 +130,7 @@ def test_few_faults_are_looped_and_compile_nothing_of_their_own(monkeypatch):
 def test_many_faults_are_not_looped(monkeypatch):
     """Nor few of them, where it was said that many are to come."""
     monkeypatch.setattr(routes, "EQUATION", 1 << 30)
-    ways = Ways(NETWORK.program, BATCH)
+    ways = Ways(NETWORK.program, BATCH, NETWORK.program)
     many = 2 * ways.compiling // ways.looping(1)
     assert ways.are_few(many // 4)
     assert not ways.are_few(many)
@@ -145,7 +145,7 @@ def test_many_faults_are_not_looped(monkeypatch):
     assert told == {SITES[site].name for site in ways.bounded({}, parts)}  # kept from run to run
     assert told == {"enter", "again", "coarse"}  # tanh comes after them; after the table, nothing
     monkeypatch.setattr(routes, "HOST", 1 << 18)
-    afresh = Ways(NETWORK.program, BATCH)
+    afresh = Ways(NETWORK.program, BATCH, NETWORK.program)
     assert not afresh.bounded(endless, parts)  # none of these pairs takes as long as its listing
     monkeypatch.setattr(routes, "HOST", 0)
     runner, faults = engine(), some_faults(1)
@@ -159,7 +159,7 @@ def test_many_faults_are_not_looped(monkeypatch):
 
 def test_a_loop_of_one_leaf_where_what_it_spares_pays_for_compiling(monkeypatch):
     monkeypatch.undo()  # the costs as they are
-    ways = Ways(NETWORK.program, BATCH)
+    ways = Ways(NETWORK.program, BATCH, NETWORK.program)
     first, last = (NETWORK.positions[name] for name in ("enter", "table"))
     assert not ways.own_loop(10**5, first)  # next to nothing comes before it
     assert ways.own_loop(10**5, last)
@@ -168,7 +168,7 @@ def test_a_loop_of_one_leaf_where_what_it_spares_pays_for_compiling(monkeypatch)
 
 def test_programs_of_a_site_are_compiled_where_they_may_spare_as_much(monkeypatch):
     monkeypatch.undo()
-    ways = Ways(NETWORK.program, BATCH)
+    ways = Ways(NETWORK.program, BATCH, NETWORK.program)
     whole = split(NETWORK.program, NETWORK.positions["enter"])
     whole = whole._replace(flops=ways.whole, live=0)  # they spare nothing but what is hoped for
     n = ways.compiling // ways.looping(1)

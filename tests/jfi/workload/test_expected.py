@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from asking import top1
 
 import jfi
 from jfi.errors import InputError
@@ -31,7 +32,7 @@ def chance(word: int, bit: int) -> np.ndarray:
 
 def test_chances_of_a_linear_network_are_what_its_faults_do():
     network = jfi.network(linear, {"w": W}, IMAGES[0])
-    found = expected.chances(network, IMAGES, network.sites)
+    found = expected.chances(network, IMAGES, network.sites, top1(network))
     rows = np.array([chance(word, bit) for word in range(W.size) for bit in range(32)])
     near = rows[rows.max(axis=1) > 0.1]
     assert found.shape == near.shape
@@ -45,11 +46,11 @@ def test_batches_and_integers_do_not_matter(monkeypatch):
 
     params = {"q": np.array([1, 2, 3], np.int8), "w": W}
     network = jfi.network(scaled, params, IMAGES[0])
-    whole = expected.chances(network, IMAGES, network.sites)
+    whole = expected.chances(network, IMAGES, network.sites, top1(network))
     monkeypatch.setattr(expected, "_MEMORY", 4 * W.size * 7)
-    parts = expected.chances(network, IMAGES, network.sites)
+    parts = expected.chances(network, IMAGES, network.sites, top1(network))
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
-    few = expected.chances(network, IMAGES, network.sites, faults=50)
+    few = expected.chances(network, IMAGES, network.sites, top1(network), faults=50)
     assert 0 < len(few) < 50 and few.shape[1] == 20
 
 
