@@ -47,7 +47,8 @@ class Dataset(NamedTuple):
 
 class Inputs(NamedTuple):
     """What networks of any kind are tested on: x as it is held, [B, ...], of numbers of any type;
-    labels int32 [B] from 0, or None where there are none."""
+    labels as a criterion takes them, int32 [B] from 0 or numbers [B, ...]; None where there are
+    none."""
 
     name: str
     x: np.ndarray
@@ -111,7 +112,11 @@ def inputs(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -
         raise InputError(f"{what}: x_test is {x.dtype}{list(x.shape)}; numbers [B, ...] are right")
     if "y_test" not in arrays:
         return Inputs(Path(name).stem, x, None)
-    y = _labels(f"{what}: y_test", arrays["y_test"])
+    y = arrays["y_test"]
+    if y.dtype.kind not in "biuf" or not y.ndim:
+        raise InputError(f"{what}: y_test is {y.dtype}{list(y.shape)}; numbers [B, ...] are right")
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        y = _labels(f"{what}: y_test", y)
     if len(y) != len(x):
         raise InputError(f"{what}: x_test has {len(x)}, y_test {len(y)} labels; as many are right")
     return Inputs(Path(name).stem, x, y)

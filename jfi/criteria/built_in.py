@@ -145,7 +145,9 @@ def _answers(
     return Judgement(critical, confidences, shaped, correct, check_labels, constraints, chances)
 
 
-TOP1 = of_each("top_1", lambda array, link: _answers(array, link, "top1", 1))
+TOP1 = of_each(
+    "top_1", lambda array, link: _answers(array, link, "top1", 1), "changes the top-1 answer"
+)
 
 
 def top1() -> Criterion:
@@ -193,7 +195,7 @@ def top_k(k: int) -> Criterion:
             constraints=constraints,
         )
 
-    return of_each(f"top_k:{k}", judge)
+    return of_each(f"top_k:{k}", judge, f"takes the top-1 answer out of the {k} highest")
 
 
 def tokens(position: str = "any") -> Criterion:
@@ -209,7 +211,8 @@ def tokens(position: str = "any") -> Criterion:
         raise InputError(f"position is {kind(position)}; it must be 'any' or 'last'")
     text = f"tokens:{position}"
     seen = (lambda rows: rows[-1:]) if position == "last" else (lambda rows: rows)
-    return of_each(text, lambda array, link: _answers(array, link, text, 2, seen))
+    meaning = f"changes the top-1 token at {'the last' if position == 'last' else 'a'} position"
+    return of_each(text, lambda array, link: _answers(array, link, text, 2, seen), meaning)
 
 
 def pixels(share: float = 0.0) -> Criterion:
@@ -237,7 +240,7 @@ def pixels(share: float = 0.0) -> Criterion:
 
         return _answers(array, link, text, 3, differ=differ, needed=needed)
 
-    return of_each(text, judge)
+    return of_each(text, judge, f"changes the class of more than {100 * share:g}% of the pixels")
 
 
 # --- Outputs that are answers by themselves
@@ -308,7 +311,8 @@ def threshold(t: float | None = None) -> Criterion:
             constraints if proven else None, chances,
         )  # fmt: skip
 
-    return of_each(text, judge)
+    border = "the threshold" if t is None else f"{t:g}"
+    return of_each(text, judge, f"takes an output to the other side of {border}")
 
 
 def tolerance(absolute: float = 0.0, relative: float = 0.0) -> Criterion:
@@ -366,7 +370,8 @@ def tolerance(absolute: float = 0.0, relative: float = 0.0) -> Criterion:
             on_outputs=True,
         )
 
-    return of_each(text, judge)
+    room = " + ".join(f"{x:g}{of}" for x, of in ((absolute, ""), (relative, " of itself")) if x)
+    return of_each(text, judge, f"moves an output by more than {room or '0'}")
 
 
 def accuracy_drop(points: float) -> Criterion:
@@ -389,7 +394,8 @@ def accuracy_drop(points: float) -> Criterion:
             )
         return TOP1.judge(outputs)._replace(points=float(points))
 
-    return Criterion(f"accuracy_drop:{points:g}", judge)
+    meaning = f"costs more than {points:g} points of accuracy"
+    return Criterion(f"accuracy_drop:{points:g}", judge, meaning)
 
 
 def _check_floats(array: Output, asked: str) -> None:

@@ -57,13 +57,15 @@ class Criterion(NamedTuple):
 
     text: how it is spelled on the command line and on record.
     judge: what it is for a network that returns these outputs; raises InputError where it is none.
+    meaning: what a critical fault does, in words.
     """
 
     text: str
     judge: Callable[[Outputs], Judgement]
+    meaning: str
 
 
-def of_each(text: str, judge: Callable[[Output, str], Judgement]) -> Criterion:
+def of_each(text: str, judge: Callable[[Output, str], Judgement], meaning: str) -> Criterion:
     """A criterion of one array, asked of every array that a network returns.
 
     A fault is critical where it is for any of them. Labels are known of one array alone.
@@ -79,7 +81,7 @@ def of_each(text: str, judge: Callable[[Output, str], Judgement]) -> Criterion:
         each = [_on_row(outputs, k, judge(array, "")) for k, array in enumerate(outputs.arrays)]
         return _any(each)
 
-    return Criterion(text, whole)
+    return Criterion(text, whole, meaning)
 
 
 def _on_row(outputs: Outputs, number: int, own: Judgement) -> Judgement:
@@ -210,7 +212,7 @@ def own(critical: Callable[[Any, Any], Any], constraints: Callable | None = None
             whole, of_size, constraints=proven if constraints else None, on_outputs=True
         )
 
-    return Criterion(text, judge)
+    return Criterion(text, judge, f"is critical by the function {text.partition(':')[2]}")
 
 
 def _one_bool(found):

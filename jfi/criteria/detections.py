@@ -69,7 +69,9 @@ def detections(iou: float = 0.5, score: float = 0.5, boxes: str = "xyxy") -> Cri
 
         return Judgement(critical, confidences)
 
-    return Criterion(text, judge)
+    return Criterion(
+        text, judge, f"loses, invents or moves an object (IoU {iou:g}, score {score:g})"
+    )
 
 
 def _places(outputs: Outputs, asked: str) -> dict[str, int]:
@@ -117,7 +119,7 @@ def _corners(boxes: Any, form: str) -> Any:
 
 
 def _iou(a: Any, b: Any) -> Any:
-    """[D, E]: intersection over union of boxes [D, 4] and [E, 4]; 1 of equal ones, even if empty."""
+    """[D, E]: intersection over union of boxes [D, 4] and [E, 4]; 1 of equal ones, though empty."""
     low = jnp.maximum(a[:, None, :2], b[None, :, :2])
     high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
     both = jnp.prod(jnp.maximum(high - low, 0), axis=-1)

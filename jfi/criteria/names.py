@@ -63,6 +63,14 @@ def _value(text: str) -> Any:
     return text.strip()
 
 
+def meaning(text: str) -> str:
+    """What a critical fault does, in words, by the text of a criterion on record."""
+    try:
+        return parse(text).meaning
+    except InputError:  # of a user's own
+        return f"is critical by {text.removeprefix('own:')}"
+
+
 def check(criterion: Any) -> Criterion | None:
     """A criterion, given as one or by name; None where none is given.
 

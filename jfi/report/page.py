@@ -132,8 +132,8 @@ def _asked(run: Finished) -> list[tuple[str, str]]:
         ("Images", f"{images:,}{dataset}{chosen}"),
         ("Confidence", "not needed, every fault was injected" if _is_exact(run)
          else tables.confidence(config) + _margin(config)),
-        ("Critical", "a fault that changes the top-1 answer, against the network without a fault, "
-         "of at least one image"),
+        ("Critical", f"a fault that {tables.critical(manifest)}, against the network without a "
+         f"fault{'' if tables.is_of_workload(manifest) else ', of at least one image'}"),
     ]  # fmt: skip
     return asked + ([("Measured", _MEASURES[measure])] if measure in _MEASURES else [])
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jfi.criteria import names
 from jfi.networks.sites import told
 from jfi.report.names import clean, cleaned, shortened
 from jfi.sampling.estimates import LEVELS, Estimate
@@ -127,12 +128,33 @@ def sentence(e: Estimate, manifest: Mapping[str, Any], images: int | None = None
             f"{percent(e.cp_high)}%"
         )
         injected = f"{e.injections:,} of them were"
-    judged = f"of {images:,} predictions" if images and images > 1 else "prediction"
+    many = images and images > 1
+    if _criterion(manifest) == "top_1":
+        does = f"they change at least one {f'of {images:,} predictions' if many else 'prediction'}"
+    elif is_of_workload(manifest) or not many:
+        does = f"each {critical(manifest)}"
+    else:
+        does = f"each {critical(manifest)}, for at least one of {images:,} images"
     return (
         f"{share} of the {e.population:,} {model(config)} faults in "
-        f"{where}the chosen sites of {config.get('net', 'the network')} are critical: they change "
-        f"at least one {judged}. {injected} injected."
+        f"{where}the chosen sites of {config.get('net', 'the network')} are critical: {does}. "
+        f"{injected} injected."
     )
+
+
+def critical(manifest: Mapping[str, Any]) -> str:
+    """What a critical fault of a campaign does to the outputs, in words."""
+    return names.meaning(_criterion(manifest))
+
+
+def is_of_workload(manifest: Mapping[str, Any]) -> bool:
+    """Whether a fault is judged by all images together."""
+    return _criterion(manifest).startswith("accuracy_drop")
+
+
+def _criterion(manifest: Mapping[str, Any]) -> str:
+    identity = manifest.get("identity", {})
+    return str(identity.get("criterion", "top_1")) if isinstance(identity, Mapping) else "top_1"
 
 
 def layers_sentence(estimates: Sequence[Estimate], config: Mapping[str, Any]) -> str:
