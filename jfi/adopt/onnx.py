@@ -13,7 +13,7 @@ import numpy as np
 
 from jfi.adopt.adopted import Adopted, library
 from jfi.adopt.onnx_operators import OPERATORS, STATIC, Node
-from jfi.errors import InputError
+from jfi.errors import InputError, kind
 
 _DOMAINS = ("", "ai.onnx")
 
@@ -33,7 +33,8 @@ def adopt_file(path: str) -> Adopted:
 
 
 def adopt(model: Any) -> Adopted:
-    """A `ModelProto` with one input [B, ...] and one output [B, C].
+    """A `ModelProto`; several inputs [B, ...] are a dict by name or a tuple in the model's order,
+    several outputs a dict by name.
 
     Initialisers, and `Constant` nodes of several numbers, are sites under their names, all but
     those that say a shape, an axis or the like. It is compared with onnxruntime if that is
@@ -41,8 +42,8 @@ def adopt(model: Any) -> Adopted:
     is mapped over.
 
     Raises:
-      InputError: several inputs or outputs, an operator that is not known, a shape that hangs on
-        the values of images.
+      InputError: no input or output, an operator that is not known, a shape that hangs on the
+        values of images.
     """
     graph = _read(model)
     static = _static(graph) | graph.numbers
@@ -53,13 +54,19 @@ def adopt(model: Any) -> Adopted:
                 for name, value in fixed.items() if name not in graph.numbers}  # fmt: skip
 
     def run(params, x):
-        given = {name: jax.numpy.asarray(value) for name, value in params.items()}
-        return _evaluate(graph, {**fixed, **given, graph.input: jax.numpy.asarray(x)})
+        given = {**params, **_named(graph, x)}
+        found = {name: jax.numpy.asarray(value) for name, value in given.items()}
+        return _evaluate(graph, {**fixed, **found})
 
     def apply(params, x):
-        if not graph.one_image or x.shape[0] == 1:
+        if not graph.one_image or len(jax.tree.leaves(x)[0]) == 1:
             return run(params, x)
-        return jax.vmap(lambda image: run(params, image[None])[0])(x)
+
+        def one(image):
+            found = run(params, jax.tree.map(lambda leaf: leaf[None], image))
+            return jax.tree.map(lambda leaf: leaf[0], found)
+
+        return jax.vmap(one)(x)
 
     return Adopted(apply, params, _original(model, graph), left_out)
 
@@ -67,16 +74,15 @@ def adopt(model: Any) -> Adopted:
 class _Graph(NamedTuple):
     """A graph as data.
 
-    nodes: in order; stored: initialisers and constants by name; dtype: of the input; one_image: the
-    batch is fixed to 1; numbers: those stored of `Constant` nodes that are one number, part of the
-    program.
+    nodes: in order; stored: initialisers and constants by name; inputs: their types by name;
+    one_image: the batch is fixed to 1; numbers: those stored of `Constant` nodes that are one
+    number, part of the program.
     """
 
     nodes: tuple[Node, ...]
     stored: Mapping[str, np.ndarray]
-    input: str
-    output: str
-    dtype: np.dtype
+    inputs: Mapping[str, np.dtype]
+    outputs: tuple[str, ...]
     one_image: bool
     numbers: frozenset[str]
 
@@ -100,17 +106,36 @@ def _read(model) -> _Graph:
             nodes.append(node)
     inputs = [value for value in graph.input if value.name not in stored]
     for way, values in (("input", inputs), ("output", graph.output)):
-        if len(values) != 1:
-            names = ", ".join(value.name for value in values) or "none"
-            raise InputError(
-                f"the ONNX model has {len(values)} {way}s ({names}); jfi adopts models of one "
-                "input and one output, logits [B, C]"
-            )
-    form = inputs[0].type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(form.elem_type)
-    one = bool(form.shape.dim) and form.shape.dim[0].dim_value == 1
-    ends = inputs[0].name, graph.output[0].name
-    return _Graph(tuple(nodes), stored, *ends, dtype, one, frozenset(numbers))
+        if not values:
+            raise InputError(f"the ONNX model has no {way}")
+    forms = {value.name: value.type.tensor_type for value in inputs}
+    types = {
+        name: onnx.helper.tensor_dtype_to_np_dtype(form.elem_type) for name, form in forms.items()
+    }
+    one = all(form.shape.dim and form.shape.dim[0].dim_value == 1 for form in forms.values())
+    outputs = tuple(value.name for value in graph.output)
+    return _Graph(tuple(nodes), stored, types, outputs, one, frozenset(numbers))
+
+
+def _named(graph: _Graph, x: Any) -> dict[str, Any]:
+    """The inputs by name, of an array, a tuple or a dict.
+
+    Raises:
+      InputError: they are not those of the model.
+    """
+    if isinstance(x, Mapping):
+        found = dict(x)
+    else:
+        values = x if isinstance(x, tuple | list) else (x,)
+        found = dict(zip(graph.inputs, values, strict=False))
+        if len(values) != len(graph.inputs):
+            found = {}
+    if set(found) != set(graph.inputs):
+        raise InputError(
+            f"the ONNX model takes {', '.join(graph.inputs)}; it was given {kind(x)}: give a dict "
+            "by these names, or a tuple in this order"
+        )
+    return found
 
 
 def _node(proto, opset: int) -> Node:
@@ -151,7 +176,7 @@ def _static(graph: _Graph) -> set[str]:
         if found.intersection(node.outputs):
             found.update(node.inputs)
         found.update(node.inputs[k] for k in STATIC.get(node.op, ()) if k < len(node.inputs))
-    if graph.input in found:
+    if found.intersection(graph.inputs):
         raise InputError("the ONNX model computes shapes from the values of images; jfi can't")
     return found
 
@@ -167,7 +192,7 @@ def _unfit(value: np.ndarray) -> str:
 
 
 def _evaluate(graph: _Graph, values: dict[str, Any]):
-    """The output of the graph. Nodes of known values are computed by NumPy, as they are."""
+    """The output of the graph, several by name; nodes of known values by NumPy, as they are."""
     for node in graph.nodes:
         given = [values[name] if name else None for name in node.inputs]
         known = all(value is None or isinstance(value, np.ndarray) for value in given)
@@ -177,18 +202,29 @@ def _evaluate(graph: _Graph, values: dict[str, Any]):
         if known or node.op in ("Shape", "Size"):
             found = tuple(np.asarray(value) for value in found)
         values.update(zip(node.outputs, found, strict=False))
-    return values[graph.output]
+    if len(graph.outputs) == 1:
+        return values[graph.outputs[0]]
+    return {name: values[name] for name in graph.outputs}
 
 
 def _original(model, graph: _Graph) -> Callable[[Any], np.ndarray]:
     """The model run by ONNX Runtime or by the reference evaluator, in batches that it takes."""
     run = _runtime(model) or _reference(model)
 
+    def typed(name, x):
+        # int64, say, which JAX has in 32 bits.
+        fits = np.can_cast(x.dtype, graph.inputs[name], "same_kind")
+        return x.astype(graph.inputs[name]) if fits else x
+
     def original(x):
-        if np.can_cast(x.dtype, graph.dtype, "same_kind"):
-            x = x.astype(graph.dtype)  # int64, say, which JAX has in 32 bits
-        parts = [x[k : k + 1] for k in range(len(x))] if graph.one_image else [x]
-        return np.concatenate([run({graph.input: part})[0] for part in parts])
+        feeds = {name: typed(name, np.asarray(part)) for name, part in _named(graph, x).items()}
+        count = len(next(iter(feeds.values())))
+        parts = [feeds]
+        if graph.one_image:
+            parts = [{n: part[k : k + 1] for n, part in feeds.items()} for k in range(count)]
+        found = map(np.concatenate, zip(*(run(part) for part in parts), strict=True))
+        named = dict(zip(graph.outputs, found, strict=True))
+        return named if len(named) > 1 else named[graph.outputs[0]]
 
     return original
 

@@ -265,8 +265,14 @@ def _in_rows(apply, params: Any, image: jax.ShapeDtypeStruct, output: str | None
         found = forms.plain(apply(params, x))
         return found if output is None else forms.chosen(found, output)
 
+    seen: list[forms.Outputs] = []
+
+    def look(params, x):
+        seen.append(forms.outputs(wanted(params, x)))
+
     one = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
-    outputs = forms.outputs(jax.eval_shape(wanted, params, one))
+    jax.eval_shape(look, params, one)
+    outputs = seen[-1]
     return (lambda params, x: outputs.row(wanted(params, x))), outputs
 
 

@@ -23,6 +23,70 @@ def settled(tree):
     return jax.tree.map(lambda x: jnp.asarray(RNG.uniform(0.5, 1.5, x.shape), x.dtype), tree)
 
 
+# Several inputs and outputs.
+
+
+class Pair(nnx.Module):
+    def __init__(self, rngs):
+        self.fc = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x, more):
+        y = self.fc(jnp.concatenate([x, more], -1))
+        return y, y.max(-1)
+
+
+class LinenPair(linen.Module):
+    @linen.compact
+    def __call__(self, x, more):
+        y = linen.Dense(3)(jnp.concatenate([x, more], -1))
+        return y, y.max(-1)
+
+
+def pairs():
+    """Models of two inputs, by framework."""
+    x = jnp.zeros((1, 4)), jnp.zeros((1, 2))
+    linear = LinenPair()
+    yield "nnx", lambda: Pair(nnx.Rngs(0))
+    yield "linen", lambda: (linear, linear.init(jax.random.key(0), *x))
+
+    def of_equinox():
+        eqx = pytest.importorskip("equinox")
+
+        class One(eqx.Module):
+            fc: eqx.nn.Linear
+
+            def __call__(self, x, more):
+                y = self.fc(jnp.concatenate([x, more]))
+                return y, y.max()
+
+        return One(eqx.nn.Linear(6, 3, key=jax.random.key(0)))
+
+    def of_haiku():
+        hk = pytest.importorskip("haiku")
+
+        def both(x, more):
+            y = hk.Linear(3)(jnp.concatenate([x, more], -1))
+            return y, y.max(-1)
+
+        made = hk.transform(both)
+        return made, made.init(jax.random.key(0), *x)
+
+    yield "equinox", of_equinox
+    yield "haiku", of_haiku
+
+
+@pytest.mark.parametrize("model", [pytest.param(make, id=name) for name, make in pairs()])
+@pytest.mark.parametrize("names", [True, False])
+def test_several_inputs_and_outputs(model, names):
+    """Compared with the model itself on the way in; the second output is judged by name."""
+    x, more = (RNG.normal(size=(5, n)).astype(np.float32) for n in (4, 2))
+    images = {"x": x, "more": more} if names else (x, more)
+    network = jfi.adopt(model(), images)
+    assert [array.shape for array in network.outputs.arrays] == [(3,), ()]
+    first = jfi.adopt(model(), images, output="0")
+    assert jfi.study(first, images).criterion.text == "top_1"
+
+
 # Flax NNX.
 
 

@@ -202,8 +202,8 @@ def test_a_small_difference_of_small_outputs_is_one(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda x: (x, x), "the model returns tuple of 2 for images"),
-        (lambda x: x[:, None], r"returns float32\[1, 1, 3\] for images .* reads one array of log"),
+        (lambda x: (x, x.sum()), r"returns float32\[\] as 1 for one image; the first axis must be"),
+        (lambda x: "x", "the network returns str 'x'"),
         (lambda x: x if x.sum() > 0 else -x, "does not run in JAX on images float32.* Concret"),
         (lambda x: torch.linalg.eig(torch.diag_embed(x))[0].real, "does not run in JAX"),
     ],
@@ -220,6 +220,34 @@ def test_what_can_not_be_adopted_is_said_in_one_line(model, message):
     with pytest.raises(jfi.InputError, match=message) as error:
         jfi.adopt(Ends(), torch.randn(2, 4))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_several_inputs_and_outputs(names):
+    """By position or by name, in a dict, compared with the module itself."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.fc, self.size = nn.Embedding(9, 4), nn.Linear(6, 3), nn.Linear(6, 1)
+
+        def forward(self, tokens, state, scale=None):
+            both = torch.cat([self.table(tokens).mean(1), state], 1)
+            return {"kind": self.fc(both), "size": self.size(both), "none": scale}
+
+    torch.manual_seed(0)
+    tokens, state = torch.randint(0, 9, (5, 7)), torch.randn(5, 2)
+    images = {"tokens": tokens, "state": state} if names else (tokens, state)
+    model = Two()
+    study = jfi.study(model, images, criterion="tolerance:0.1")
+    assert [array.name for array in study.network.outputs.arrays] == ["kind", "size"]
+    golden = study.engine(study.network.sites).golden.logits
+    with torch.no_grad():
+        found = model(tokens, state)
+    wanted = torch.cat([found["kind"], found["size"]], 1).numpy()
+    np.testing.assert_allclose(golden, wanted, rtol=1e-5, atol=1e-6)
+    alone = jfi.adopt(model, images, output="kind")
+    assert "size.weight" in alone.left_out and "fc.weight" in alone.positions
 
 
 def test_double_precision_asks_for_x64():
