@@ -100,21 +100,28 @@ def batch(example: Any, called: str = "example is") -> Any:
     Raises:
       InputError: no batch of images; `called` begins the message.
     """
-    if isinstance(example, Mapping | tuple | list) and jax.tree.leaves(example):
-        found = jax.tree.map(lambda x: batch(x, called), example)
-        counts = {len(x) for x in jax.tree.leaves(found)}
-        if len(counts) > 1:
-            raise InputError(f"{called} arrays of {sorted(counts)} images; each needs as many")
-        return found
-    if hasattr(example, "detach"):  # PyTorch
-        example = pytorch.array(example)
-    if not isinstance(example, np.ndarray | jax.Array) or not example.ndim or not len(example):
+    leaves = jax.tree.leaves(example)
+    several = isinstance(example, Mapping | tuple | list) and bool(leaves)
+    arrays = [_array(leaf) for leaf in leaves]
+    if not arrays or any(x is None or x.ndim < 2 - several or not len(x) for x in arrays):
         raise InputError(
             f"{called} {kind(example)}; it must be a batch of images [B, ...], one array with at "
-            "least one image, as the model takes it"
+            "least one image, as the model takes it, or a dict or tuple of such arrays"
         )
-    images = np.asarray(example)
-    return images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    counts = sorted({len(x) for x in arrays})
+    if len(counts) > 1:
+        raise InputError(f"{called} arrays of {counts} images; each must have as many")
+    return jax.tree.unflatten(jax.tree.structure(example), arrays) if several else arrays[0]
+
+
+def _array(leaf: Any) -> np.ndarray | None:
+    """An array of NumPy, JAX or PyTorch as NumPy, in the type that JAX computes; else None."""
+    if hasattr(leaf, "detach"):  # PyTorch
+        leaf = pytorch.array(leaf)
+    if not isinstance(leaf, np.ndarray | jax.Array) or not leaf.ndim:
+        return None
+    found = np.asarray(leaf)
+    return found.astype(jax.dtypes.canonicalize_dtype(found.dtype))
 
 
 def _adopted(model: Any, dt: float) -> Adopted:

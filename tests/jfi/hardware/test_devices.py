@@ -50,9 +50,16 @@ for count in (1, 3):
     assert engine.hardware.count == count
 for one, many in zip(radii[1], radii[3], strict=True):
     assert abs(one - many).max() <= 1, abs(one - many).max(axis=0)
+# Whether a last bit of a logit moves, its program says: of few pairs, masked or just not.
+close = {"masked", "non_critical", "sdc_0_5", "masked_bits"}
 for measure in found[1]:
-    for one, many in zip(found[1][measure], found[3][measure], strict=True):
-        assert np.array_equal(one, many), (measure, one, many)
+    one, many = (found[count][measure]._asdict() for count in (1, 3))
+    for field in set(one) - close:
+        assert np.array_equal(one[field], many[field]), (measure, field)
+    if one["masked"] is not None:
+        assert abs(one["masked"] - many["masked"]).sum() < 3000 * 13 / 1000
+        kept = [told["masked"] + told["sdc_0_5"] for told in (one, many)]
+        assert np.array_equal(*kept), measure
 assert (found[1]["full"].critical > 0).sum() > 30
 assert np.array_equal(found[1]["full"].critical, found[1]["loop"].critical)
 assert found[1]["critical"].certified.sum() > 1000

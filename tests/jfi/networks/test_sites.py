@@ -81,38 +81,38 @@ def test_an_array_alone_is_called_params():
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ((IMAGE, IMAGE), "tuple of 2"),
-        ([1.0, 2.0], "list of 2"),
-        ({"pixels": IMAGE}, "dict of 'pixels'"),
         (None, "None"),
         (3.0, "float 3.0"),
         (np.array(["a"]), r"<U1\[1\]"),
         (jax.random.key(0), r"key<fry>\[\]"),
     ],
 )
-def test_an_image_that_is_not_one_array_is_refused(image, said):
-    refused(f"image is {said}; it must be one array of numbers", image=image)
+def test_an_image_that_is_no_array_is_refused(image, said):
+    refused(f"image is {said}; it must be an array of numbers", image=image)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [([1.0, IMAGE], "image: 0 is float 1.0"), ({"pixels": {"a": "b"}}, "pixels/a is str 'b'")],
+)
+def test_a_tree_of_images_that_are_no_arrays_is_refused(image, said):
+    refused(f"{said}; it must be an array of numbers", image=image)
 
 
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        (lambda y: {"logits": y}, "dict of 'logits' for one image"),
-        (lambda y: (y, y), "tuple of 2 for one image"),
-        (lambda y: (y,), "tuple of 1 for one image"),
-        (lambda y: [y], "list of 1 for one image"),
-        (lambda y: Module(y, y), "Module for one image"),
-        (lambda y: None, "None for one image"),
-        (lambda y: y.sum(), r"float32\[\] for one image"),
-        (lambda y: 3.0, "float 3.0 for one image"),
-        (lambda y: "a", "str 'a' for one image"),
-        (lambda y: y[0], r"float32\[5\] for one image"),
-        (lambda y: y.astype(int), r"int32\[1, 5\]; logits must be floats: cast"),
-        (lambda y: y + 0j, r"complex64\[1, 5\]; logits must be floats"),
+        (lambda y: None, "None; it must return an array"),
+        (lambda y: {}, "dict of nothing; it must return an array"),
+        (lambda y: y.sum(), r"float32\[\] for one image; the first axis must be that of images"),
+        (lambda y: (y, y[0]), r"float32\[5\] as 1 for one image"),
+        (lambda y: 3.0, "float 3.0; it must be an array of real numbers"),
+        (lambda y: {"text": "a"}, "str 'a' as text; it must be an array"),
+        (lambda y: y + 0j, r"complex64\[1, 5\]; it must be an array of real numbers"),
     ],
 )
-def test_an_output_that_is_not_logits_is_refused(out, said):
-    refused(f"apply returned {said}", lambda p, x: out(x @ p["w"]))
+def test_an_output_that_is_no_array_of_images_is_refused(out, said):
+    refused(f"the network returns {said}", lambda p, x: out(x @ p["w"]))
 
 
 def test_two_leaves_of_one_name_are_refused():
