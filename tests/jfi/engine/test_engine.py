@@ -329,8 +329,9 @@ def test_bad_network():
     params["params"]["fc"]["kernel"] = params["params"]["fc"]["kernel"].at[3, 1].set(jnp.nan)
     with pytest.raises(jfi.InputError, match="parameter fc/kernel is nan at index 16"):
         jfi.network(apply, params, IMAGES[0])
-    with pytest.raises(jfi.InputError, match=r"must return logits \[1, C\]"):
-        jfi.network(lambda p, x: x * p["w"], {"w": normal(3)}, IMAGES[0])
+    maps = jfi.network(lambda p, x: x * p["w"], {"w": normal(3)}, IMAGES[0])
+    with pytest.raises(jfi.InputError, match=r"say what is critical there .*: pixels:SHARE"):
+        jfi.Engine(maps, IMAGES, None, maps.sites)
     with pytest.raises(jfi.InputError, match="no array with bits"):
         jfi.network(lambda p, x: x.reshape(len(x), -1), {"w": normal(3)}, IMAGES[0])
 
@@ -362,12 +363,15 @@ def test_bad_pattern():
         jfi.select(network, "conv(")
 
 
-def test_a_single_class_is_refused():
-    """Its answer never changes: a sigmoid's logit would come out as proof against every fault."""
+def test_a_single_class_is_no_answer():
+    """Its top-1 never changes: a sigmoid's logit would come out as proof against every fault."""
     flat = lambda p, x: x.reshape(len(x), -1) @ p["w"]  # noqa: E731
     network = jfi.network(flat, {"w": normal(192, 1)}, IMAGES[0])
-    with pytest.raises(jfi.InputError, match=r"logits are \[B, 1\]; two classes at least"):
-        jfi.Engine(network, IMAGES, LABELS * 0, network.sites)
+    with pytest.raises(jfi.InputError, match=r"float32\[B, 1\]: say what is critical"):
+        jfi.Engine(network, IMAGES, None, network.sites)
+    with pytest.raises(jfi.InputError, match=r"scores \[B, C\] of two classes or more"):
+        jfi.Engine(network, IMAGES, None, network.sites, criterion="top1")
+    assert jfi.Engine(network, IMAGES, LABELS * 0, network.sites).criterion.text == "threshold"
 
 
 def test_an_output_that_is_not_one_row_an_image():
