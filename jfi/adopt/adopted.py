@@ -22,7 +22,8 @@ class Adopted(NamedTuple):
     """A model as a pure function, and the model itself to compare it with.
 
     apply: `(params, x [B, ...]) -> logits [B, C]`, in inference mode, traceable by JAX.
-    params: pytree of all stored arrays that faults may strike, under the framework's own names.
+    params: pytree of all stored arrays that faults may strike, under the framework's own names; its
+      other leaves are held fixed.
     original: `x [B, ...] -> logits [B, C]` by the framework itself, in inference mode; None where
       nothing else runs the model.
     left_out: name -> why, of stored arrays that `params` lacks.

@@ -1,7 +1,7 @@
 """A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,10 @@ from jfi import bits
 from jfi.errors import InputError, kind
 from jfi.faults import MODEL_SITES, Faults, Site, by_site
 from jfi.hardware.devices import is_key
-from jfi.networks import scans, taps
-from jfi.networks.program import PRODUCTS, Program, dependents, trace
+from jfi.networks import taps
+from jfi.networks.program import Program, trace
 from jfi.networks.taps import Tap
+from jfi.networks.weights import products
 
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 _TOLD = 8  # most leaves that `told` names
@@ -24,7 +25,8 @@ class Network(NamedTuple):
     """A network ready for fault injection; made by `network`.
 
     apply: `(params, x [B, ...]) -> logits [B, C]`, as given, in full precision.
-    params: its parameters, as given; leaves: the same as a flat tuple.
+    params: its parameters, as given but for leaves that are no arrays, which `apply` holds fixed;
+    leaves: the same as a flat tuple.
     program: its equations for one image.
     sites: every leaf that has bits and that the logits depend on, in order of first use; then every
     run-time value the network names (`jfi.networks.taps`), as a site of permanent faults.
@@ -78,26 +80,28 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
     Args:
       apply: `(params, x [B, ...]) -> logits [B, C]`, any JAX function; images independent.
       params: pytree of arrays; site names are its paths, `conv1/kernel` (without `params/`). One
-        array alone is called `params`.
+        array alone is called `params`. Leaves that are no arrays (numbers of Python, strings,
+        functions, None) reach `apply` as they are, and are no sites.
       image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`.
 
     Raises:
-      InputError: a parameter that is no array, not finite or of 64 bits without x64, no parameter
-        with bits, two parameters of one name, a name with an @, a named value called as a
-        parameter, an `image` that is not one array, or an `apply` that is no function or does
-        not return logits.
+      InputError: a parameter that is an array of objects or of another library, not finite or of
+        64 bits without x64, no parameter with bits, two parameters of one name, a name with an @,
+        a named value called as a parameter, an `image` that is not one array, or an `apply` that
+        is no function or does not return logits.
     """
     if not callable(apply):
         raise InputError(f"apply is {kind(apply)}; it must be a function of (params, images)")
     image = _check_image(image)
-    if not jax.tree.leaves(params):
+    stored = _named(params)
+    static = {name: leaf for name, leaf in stored.items() if _is_static(leaf)}
+    arrays = {name: leaf for name, leaf in stored.items() if name not in static}
+    if not arrays:
         raise InputError(f"params are {kind(params)} and hold no array")
-    found = jax.tree.leaves_with_path(params)
-    names, leaves = [_name(path) for path, _ in found], tuple(leaf for _, leaf in found)
-    _check_names(names, [path for path, _ in found])
-    for name, leaf in zip(names, leaves, strict=True):
+    for name, leaf in arrays.items():
         _check_array(name, leaf)
-    apply = _full_precision(apply)
+    names, leaves = list(arrays), tuple(arrays.values())
+    apply, params = _held_fixed(_full_precision(apply), params)
     program = trace(apply, params, image)
     used = _used(program)
     positions = {names[number]: number for number in used if bits.has_words(leaves[number].dtype)}
@@ -105,7 +109,7 @@ def network(apply: Callable[[Any, Any], Any], params: Any, image: Any) -> Networ
         name: f"{leaf.dtype} words can't be broken" if k in used else "the logits do not need it"
         for k, (name, leaf) in enumerate(zip(names, leaves, strict=True))
         if name not in positions
-    }
+    } | {name: f"{kind(leaf)}, held fixed" for name, leaf in static.items()}
     sites = tuple(
         Site(name, tuple(leaves[n].shape), np.dtype(leaves[n].dtype))
         for name, n in positions.items()
@@ -238,6 +242,49 @@ def _full_precision(apply):
     return full
 
 
+def _named(params) -> dict[str, Any]:
+    """The leaves by name, None among them.
+
+    Raises:
+      InputError: two of one name, as parts of a path are joined; a name with an @.
+    """
+    found: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda leaf: leaf is None):
+        name = _name(path)
+        if name in found:
+            one, other = (jax.tree_util.keystr(p) for p in (paths[name], path))
+            raise InputError(f"params{one} and params{other} are both called {name}: rename one")
+        if "@" in name:
+            raise InputError(f"parameter {name} has an @, which stands before a step: rename it")
+        found[name], paths[name] = leaf, path
+    return found
+
+
+def _held_fixed(apply, params):
+    """A function of the arrays alone, which puts all other leaves in their places, and the arrays.
+
+    They stay as they are: a tree without them is one whose structure lacks them.
+    """
+    given, tree = jax.tree.flatten(params)
+    if not any(map(_is_static, given)):
+        return apply, params
+    arrays = jax.tree.unflatten(tree, [None if _is_static(leaf) else leaf for leaf in given])
+
+    def filled(arrays, x):
+        left = iter(jax.tree.leaves(arrays))
+        leaves = [leaf if _is_static(leaf) else next(left) for leaf in given]
+        return apply(jax.tree.unflatten(tree, leaves), x)
+
+    return filled, arrays
+
+
+def _is_static(leaf) -> bool:
+    """Whether a leaf is no array, of JAX and NumPy or of any other library."""
+    is_array = isinstance(leaf, _ARRAYS) or (hasattr(leaf, "dtype") and hasattr(leaf, "shape"))
+    return isinstance(leaf, type) or not is_array
+
+
 def _name(path) -> str:
     """`conv1/kernel` from a pytree path; Flax's leading `params` says nothing and goes."""
     parts = [
@@ -258,29 +305,6 @@ def _used(program: Program) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def products(program: Program) -> Iterator[tuple[int, Any]]:
-    """(leaf, equation) of every leaf that enters a product as it is, laid out anew or scaled.
-
-    A loop that multiplies by a constant, as a recurrent layer does, is such an equation too.
-    """
-    image = dependents(program, program.x)
-    source = {var: number for number, var in enumerate(program.leaves)}
-    for eqn in program.eqns:
-        atoms = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in source]
-        if eqn.primitive.name in PRODUCTS:
-            yield from ((source[atom], eqn) for atom in atoms)
-        elif scan := scans.read(eqn):
-            inside = [eqn.invars[k] for k in range(scan.consts) if _multiplies(scan, k)]
-            yield from ((source[atom], eqn) for atom in atoms if atom in inside)
-        elif eqn.outvars[0] not in image:
-            same = [a for a in atoms if a.aval.size == eqn.outvars[0].aval.size]
-            source.update((eqn.outvars[0], source[atom]) for atom in same[:1])
-
-
-def _multiplies(scan: scans.Scan, constant: int) -> bool:
-    return any(eqn.primitive.name in PRODUCTS for eqn in scans.uses(scan, constant))
-
-
 def _check_image(image) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the image."""
     if not isinstance(image, (*_ARRAYS, jax.ShapeDtypeStruct)) or not _is_numeric(image.dtype):
@@ -291,24 +315,13 @@ def _check_image(image) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(image.shape, image.dtype)
 
 
-def _check_names(names: list[str], paths: list) -> None:
-    """Parts of a path are joined, so that two paths may come out as one name."""
-    seen: dict[str, Any] = {}
-    for name, path in zip(names, paths, strict=True):
-        if name in seen:
-            one, other = (jax.tree_util.keystr(p) for p in (seen[name], path))
-            raise InputError(f"params{one} and params{other} are both called {name}: rename one")
-        if "@" in name:
-            raise InputError(f"parameter {name} has an @, which stands before a step: rename it")
-        seen[name] = path
-
-
 def _check_array(name: str, leaf) -> None:
-    """Static leaves would fail deep inside, and Python numbers have no words of their own."""
+    """Other libraries' arrays, and shapes without values, would fail deep inside."""
     if not isinstance(leaf, _ARRAYS) or not (is_key(leaf) or _is_numeric(leaf.dtype)):
         raise InputError(
-            f"parameter {name} is {kind(leaf)}; params must hold NumPy or JAX arrays of numbers "
-            "alone. Make it one, or leave it out of params and close over it in apply"
+            f"parameter {name} is {kind(leaf)} ({type(leaf).__name__}); arrays in params must be "
+            "NumPy or JAX arrays of numbers. Make it one, or leave it out of params and close over "
+            "it in apply"
         )
 
 

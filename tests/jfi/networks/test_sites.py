@@ -10,6 +10,8 @@ from flax import nnx
 
 import jfi
 from jfi.campaign import records
+from jfi.engine.inputs import MEASURES
+from jfi.engine.verify import verify
 
 RNG = np.random.default_rng(0)
 IMAGE = np.ones(12, np.float32)
@@ -41,34 +43,81 @@ class Module:
     activation: object
 
 
-def test_a_module_with_a_function_for_a_leaf_is_refused():
+def test_a_function_for_a_leaf_is_held_fixed():
     module = Module(W["w"], jax.nn.relu)
-    refused(
-        "parameter activation is custom_jvp relu; params must hold NumPy or JAX arrays .* close",
-        lambda m, x: m.activation(x @ m.weight),
-        module,
+    network = jfi.network(lambda m, x: m.activation(x @ m.weight), module, IMAGE)
+    assert [site.name for site in network.sites] == ["weight"]
+    assert network.left_out == {"activation": "custom_jvp relu, held fixed"}
+
+
+def test_apply_gets_leaves_that_are_no_arrays_as_they_are():
+    """At every call, by the engine and the naive runs alike, each in its place."""
+    static = {"a": 2.5, "axes": [1, None], "relu": "relu", "on": True, "f": np.tanh, "of": np.int32}
+    seen = []
+
+    def apply(params, x):
+        seen.append({name: params[name] for name in static})
+        y = params["f"](np.float32(0.5)) * params["w"] * params["a"]
+        return x @ y if params["on"] else None
+
+    network = jfi.network(apply, {**static, **W}, IMAGE)
+    assert network.left_out == {
+        "a": "float 2.5, held fixed",
+        "axes/0": "int 1, held fixed",
+        "axes/1": "None, held fixed",
+        "relu": "str 'relu', held fixed",
+        "on": "bool True, held fixed",
+        "f": "ufunc tanh, held fixed",
+        "of": "type int32, held fixed",
+    }
+    assert [site.name for site in network.sites] == ["w"] and network.kernels == {"w"}
+    images = RNG.normal(size=(4, 12)).astype(np.float32)
+    np.testing.assert_allclose(
+        jax.jit(network.apply)(network.params, images),
+        images @ (np.tanh(np.float32(0.5)) * W["w"] * 2.5),
+        rtol=1e-5,
     )
+    runner = jfi.Engine(network, images, np.zeros(4, int), network.sites)
+    faults = jfi.FaultSpace(network.sites, (2,)).decode(np.arange(0, 60 * 32, 7))
+    for measure in MEASURES:
+        found = verify(runner, faults, np.arange(faults.site.size) % 4, measure)
+        assert not found.disagreements, found.worst
+    assert len(seen) > 3 and all(given == static for given in seen)
+
+
+def test_numpy_numbers_are_arrays():
+    network = jfi.network(lambda p, x: x @ p["w"] * p["k"], {**W, "k": np.float32(2)}, IMAGE)
+    assert [site.name for site in network.sites] == ["w", "k"] and not network.left_out
+
+
+def test_a_network_with_static_leaves_is_read_again_from_its_own():
+    network = jfi.network(lambda p, x: x @ p["w"] * p["k"], {**W, "k": 3}, IMAGE)
+    again = jfi.network(network.apply, network.params, IMAGE)
+    assert again.sites == network.sites and set(again.left_out) == {"k"}
+
+
+class Foreign:
+    """As an array of a library that JAX does not read."""
+
+    dtype, shape = np.dtype("f4"), (12, 5)
 
 
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (2.5, "parameter k is float 2.5; params must hold .* arrays of numbers"),
-        ([1, 2], "parameter k/0 is int 1;"),
-        (True, "parameter k is bool True;"),
-        ("relu", "parameter k is str 'relu';"),
-        (np.tanh, "parameter k is ufunc tanh;"),
-        (np.array([None]), r"parameter k is object\[1\];"),
-        (np.array(["a"]), r"parameter k is <U1\[1\];"),
-        (jax.ShapeDtypeStruct((3,), np.float32), r"parameter k is float32\[3\];"),
+        (np.array([None]), r"parameter k is object\[1\] \(ndarray\); arrays in params must be"),
+        (np.array(["a"]), r"parameter k is <U1\[1\] \(ndarray\);"),
+        (jax.ShapeDtypeStruct((3,), np.float32), r"k is float32\[3\] \(ShapeDtypeStruct\);"),
+        (Foreign(), r"parameter k is float32\[12, 5\] \(Foreign\); arrays in params must be NumPy"),
+        (np.array([1.0, np.nan], np.float32), "parameter k is nan at index 1"),
     ],
 )
-def test_leaves_that_are_no_arrays_are_refused(leaf, message):
-    refused(message, params={**W, "k": leaf})
+def test_arrays_that_jax_does_not_read_are_refused(leaf, message):
+    refused(message, lambda p, x: x @ p["w"] + jnp.sum(p["k"]), {**W, "k": leaf})
 
 
 def test_params_that_hold_nothing_are_refused():
-    for params in (None, {}, [None]):
+    for params in (None, {}, [None], {"k": 2.5}, [np.tanh]):
         refused("params are .* and hold no array", params=params)
     refused("apply is None; it must be a function", apply=None)
 
