@@ -179,6 +179,74 @@ def told(left_out: Mapping[str, str]) -> str:
     return ", ".join(each[:_TOLD] + more)
 
 
+class Beside(NamedTuple):
+    """Parameters that are sites, but not among the chosen ones, grouped by their last name.
+
+    name: `bias`, `scale`, `embedding`; numbers in it are `#`. leaves, words: how many of them.
+    share: of the bits of all parameters that are sites.
+    """
+
+    name: str
+    leaves: int
+    words: int
+    share: float
+
+
+def beside(network: Network, chosen: Iterable[Site]) -> list[Beside]:
+    """What is stored, and needed for the logits, beside the chosen sites; the largest first.
+
+    Nothing where these are run-time values alone: of parameters they say nothing.
+    """
+    names = {site.name for site in chosen}
+    if names.isdisjoint(network.positions):
+        return []
+    groups: dict[str, list[Site]] = {}
+    for site in network.parameters:
+        if site.name not in names:
+            groups.setdefault(_last_name(site.name), []).append(site)
+    total = sum(site.words * site.width for site in network.parameters)
+    found = [
+        Beside(
+            name, len(own), sum(site.words for site in own),
+            sum(site.words * site.width for site in own) / total,
+        )
+        for name, own in groups.items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda group: -group.share)
+
+
+def _last_name(name: str) -> str:
+    """`bias` of `conv1/bias` and `conv1.bias`; `hidden` of `hidden/1`; `Add_#` of `Add_12`."""
+    parts = [part for part in re.split(r"[/.:]+", name) if re.search(r"[^\W\d_]", part)]
+    return re.sub(r"\d+", "#", parts[-1] if parts else name)
+
+
+def told_beside(found: Iterable[Beside | Mapping[str, Any]]) -> str:
+    """The parameters beside the chosen sites in one sentence, with how to choose them too."""
+    groups = [group if isinstance(group, Beside) else Beside(**group) for group in found]
+    each = [
+        f"{g.name} ({g.leaves:,} {'leaf' if g.leaves == 1 else 'leaves'}, {g.words:,} "
+        f"{'word' if g.words == 1 else 'words'}, {_percent(g.share)})"
+        for g in groups[:_TOLD]
+    ]
+    if later := groups[_TOLD:]:
+        more = sum(g.leaves for g in later), sum(g.words for g in later), _total(later)
+        each.append("{:,} more leaves ({:,} words, {})".format(*more))
+    of = groups[0].name.replace("#", ".*")
+    return (
+        f"parameters beside these sites, {_total(groups)} of all their bits: {', '.join(each)}; "
+        f"--sites (in Python sites=) takes them too, `.*` all, `.*{of}.*` those of the first name"
+    )
+
+
+def _total(groups: Iterable[Beside]) -> str:
+    return _percent(sum(group.share for group in groups))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else f"{share:.1e}"
+
+
 def listable(network: Network) -> tuple[Site, ...]:
     """What a fault list may name: every site, and run-time values at one step (`NAME@step`)."""
     transient = (taps.site(tap, taps.DRAWN) for tap in network.taps.values())

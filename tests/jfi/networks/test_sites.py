@@ -1,17 +1,21 @@
 """What a user may bring as a network: read, or refused in one line that names it."""
 
 import dataclasses
+import html
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 import jfi
 from jfi.campaign import records
 from jfi.engine.inputs import MEASURES
 from jfi.engine.verify import verify
+from jfi.networks.sites import Beside, beside, told_beside
 
 RNG = np.random.default_rng(0)
 IMAGE = np.ones(12, np.float32)
@@ -248,3 +252,73 @@ def test_an_engine_takes_sites_alone():
     ):
         with pytest.raises(jfi.InputError, match=f"{said}, not .*: choose with jfi.select"):
             jfi.Engine(network, images, np.zeros(3, int), sites)
+
+
+def described():
+    """Kernels of 60 and 25 words; beside them 5 + 5 of biases, 12 of a scale, 40 of a table."""
+    params = {
+        "fc1": {"kernel": normal(12, 5), "bias": normal(5)},
+        "fc2": {"kernel": normal(5, 5), "bias": normal(5).astype(jnp.float16)},
+        "norm.scale": normal(12),
+        "tables": [normal(4, 10)],
+        "unused": normal(99),
+    }
+
+    def apply(p, x):
+        h = jnp.tanh((x * p["norm.scale"]) @ p["fc1"]["kernel"] + p["fc1"]["bias"])
+        rows = p["tables"][0][jnp.argmax(x[:, :4], axis=1)]
+        return h @ p["fc2"]["kernel"] + p["fc2"]["bias"] + rows[:, :5]
+
+    return jfi.network(apply, params, IMAGE)
+
+
+def test_what_is_beside_the_default_sites_is_counted_by_its_last_name():
+    network = described()
+    bits_of = {"tables": 40 * 32, "scale": 12 * 32, "bias": 5 * 32 + 5 * 16}
+    total = sum(bits_of.values()) + (60 + 25) * 32
+    assert beside(network, jfi.select(network)) == [
+        ("tables", 1, 40, bits_of["tables"] / total),
+        ("scale", 1, 12, bits_of["scale"] / total),
+        ("bias", 2, 10, bits_of["bias"] / total),
+    ]
+    assert beside(network, jfi.select(network, "fc1/.*|tables/0"))[0][:3] == ("kernel", 1, 25)
+    assert beside(network, network.sites) == []
+    told = told_beside(beside(network, jfi.select(network)))
+    assert told == (
+        "parameters beside these sites, 41.2% of all their bits: tables (1 leaf, 40 words, 27.7%), "
+        "scale (1 leaf, 12 words, 8.3%), bias (2 leaves, 10 words, 5.2%); --sites (in Python "
+        "sites=) takes them too, `.*` all, `.*tables.*` those of the first name"
+    )
+    assert [s.name for s in jfi.select(network, ".*tables.*")] == ["tables/0"]
+
+
+def test_many_names_beside_the_sites_stay_short():
+    names = [f"{chr(97 + k)}{k}" for k in range(12)]
+    numbered = {f"onnx::Add_{k}": normal(5) for k in range(30)}
+    params = {**W, **{name: normal(5) for name in names}, **numbered}
+    network = jfi.network(
+        lambda p, x: x @ p["w"] + sum(v for k, v in p.items() if k != "w"), params, IMAGE
+    )
+    told = told_beside(beside(network, jfi.select(network)))
+    assert "Add_# (30 leaves, 150 words, " in told and "5 more leaves (25 words, " in told
+    assert len(jfi.select(network, ".*Add_.*")) == 30
+
+
+def test_of_run_time_values_alone_nothing_is_beside():
+    network = jfi.network(lambda p, x: checkpoint_name(x @ p["w"], "y") * p["w"][0], W, IMAGE)
+    assert beside(network, jfi.select(network, "y")) == []
+
+
+def test_a_campaign_records_and_reports_what_is_beside_its_sites(tmp_path):
+    network, images = described(), RNG.normal(size=(5, 12)).astype(np.float32)
+    study = jfi.study(network, images)
+    result = study.run("network_wise", error_margin=0.1, workdir=tmp_path, progress=False)
+    found = records.read_manifest(tmp_path)["beside"]
+    assert [Beside(**group) for group in found] == beside(network, jfi.select(network))
+    for path in result.report():
+        text = html.unescape(Path(path).read_text())
+        assert "No fault was put in parameters beside these sites, 41.2% of all their bits" in text
+        assert "tables (1 leaf, 40 words, 27.7%)" in text
+    result = study.run("network_wise", error_margin=0.1, workdir=tmp_path / "all", sites=".*",
+        progress=False)  # fmt: skip
+    assert all("No fault was put" not in Path(path).read_text() for path in result.report())
