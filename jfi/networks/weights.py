@@ -80,13 +80,27 @@ def _entering(eqns, held: dict[Any, _Weight], image) -> Iterator[tuple[Any, froz
         inner = [_inside(body, own, eqn, held, image) for body in _bodies(eqn)]
         leaves = frozenset().union(*inner)
         if eqn.primitive.name in _PRODUCTS:
-            leaves = _leaves(w for side, w in enumerate(own) if w and not _scales(eqn, side))
+            leaves = _factors(eqn, own, image)
         if leaves:
             yield eqn, leaves
-        found = None if eqn.primitive.name in _PRODUCTS or inner else _kept(eqn, own)
+        found = None if inner else _kept(eqn, own)
         looked_up = len(eqn.invars) == 1 or _looks_up_matrices(eqn)
         if found and (eqn.outvars[0] not in image or looked_up):
             held.update((var, _laid_out(found, var)) for var in eqn.outvars)
+
+
+def _factors(eqn, own: Sequence[_Weight | None], image) -> frozenset[int]:
+    """The leaves that a product takes as weights."""
+    inside = [_is_in(atom, image) for atom in eqn.invars]
+    some = [
+        side
+        for side, weight in enumerate(own)
+        # What is looked up is one for values of the image; for other weights it is a value.
+        if weight and not _scales(eqn, side) and (all(inside[:2]) or not inside[side])
+    ]
+    if not any(inside):  # a row by a matrix is a state, or a query that is learned
+        some = [side for side in some if _axes(eqn.invars[side].aval) > 1] or some
+    return _leaves(own[side] for side in some)
 
 
 def _leaves(weights) -> frozenset[int]:
@@ -104,12 +118,12 @@ def _scales(eqn, side: int) -> bool:
 def _kept(eqn, own: Sequence[_Weight | None]) -> _Weight | None:
     """The weight that an equation makes of those among its operands, None if it makes none."""
     name, (out, *_) = eqn.primitive.name, eqn.outvars
+    if name in _PRODUCTS:
+        return _Weight(frozenset())  # its factors are told; a row that it meets is a bias
     if name in _PARTS:
         return own[0]
     if name in _JOINS:
-        # A row beside a matrix is its bias; beside rows, one neuron's weights.
-        some = [weight for weight in own if weight]
-        return _joined([w for w in some if not w.vector] or some)
+        return _joined([weight for weight in own if weight])
     if name in ("broadcast_in_dim", "tile") and _words(out) > _words(eqn.invars[0]):
         # A row that is repeated scales what it meets.
         return None if own[0].vector else own[0]._replace(spread=True)
@@ -118,6 +132,8 @@ def _kept(eqn, own: Sequence[_Weight | None]) -> _Weight | None:
 
 
 def _joined(weights: Sequence[_Weight]) -> _Weight | None:
+    """Several as one. A row that meets a matrix is its bias; rows alone are neurons' weights."""
+    weights = [weight for weight in weights if not weight.vector] or weights
     if not weights:
         return None
     vector, spread = (all(column) for column in list(zip(*weights, strict=True))[1:])
@@ -131,7 +147,12 @@ def _laid_out(weight: _Weight, var) -> _Weight:
 
 def _is_row(aval, was: bool = False) -> bool:
     """Whether a value has one axis, or is still a row that `was` one: with others of size 1."""
-    return len(aval.shape) < 2 or (was and sum(d > 1 for d in aval.shape) < 2)
+    return len(aval.shape) < 2 or (was and _axes(aval) < 2)
+
+
+def _axes(aval) -> int:
+    """Axes longer than 1."""
+    return sum(d > 1 for d in aval.shape)
 
 
 def _words(atom) -> int:

@@ -181,12 +181,42 @@ def loops_make_weights(p, x):
     return jnp.tanh(jnp.tanh(x @ p["a"] @ ws[0]) @ ws[1]) @ p["out"]
 
 
+def state_before_the_loop(p, x):
+    """A learned state, and a bias, meet kernels before any value of the image."""
+    h = jnp.tanh(p["start"][None] @ p["b2"] + p["bias"])
+    return jnp.tanh(h @ p["c2"] + x @ p["a"]) @ p["out"]
+
+
+def low_rank(p, x):
+    return jnp.tanh(x @ (p["a"] + p["b"] @ p["b2"])) @ p["out"]
+
+
+def rank_one(p, x):
+    return jnp.tanh(x @ (p["tall"] @ p["flat2"])) @ p["out"]
+
+
+def scaled_row(p, x):
+    """The kernel of one input, as long as its scale."""
+    return jnp.tanh(x[:, :1] @ (p["flat2"] * p["scale"])) @ p["out"]
+
+
+def tables_of_several_rows(p, x):
+    """Looked up as matrices, but values: they meet kernels, not values of the image."""
+    rows = p["many"][jnp.argmax(x[:, :2], axis=1)].mean(axis=1)
+    return jnp.tanh(rows @ p["b2"]) @ p["out"]
+
+
+def tables_by_kernels(p, x):
+    return jnp.tanh(p["many"][jnp.argmax(x[:, :2], axis=1)] @ p["b2"]).sum(axis=1) @ p["out"]
+
+
 SHAPES = {
     "a": (FEATURES, HIDDEN), "b": (FEATURES, HIDDEN), "mask": (FEATURES, HIDDEN),
     "b2": (HIDDEN, HIDDEN), "c2": (HIDDEN, HIDDEN), "bias": (HIDDEN,), "scale": (HIDDEN,),
     "gain": (), "u": (FEATURES,), "v": (FEATURES,), "many": (2, HIDDEN, HIDDEN),
     "biases": (2, HIDDEN), "last": (HIDDEN, HIDDEN, 2), "deep": (2, 2, HIDDEN, HIDDEN),
     "wide": (FEATURES, 2 * HIDDEN), "flat": (FEATURES * HIDDEN + HIDDEN,), "start": (HIDDEN,),
+    "tall": (FEATURES, 1), "flat2": (1, HIDDEN),
     "table": (FEATURES, HIDDEN), "place": (2, HIDDEN), "out": (HIDDEN, CLASSES),
 }  # fmt: skip
 
@@ -216,6 +246,12 @@ WEIGHTS = {
     branches: ("a b2 c2 out", ""),
     recurrent: ("a b2 out", "bias start"),
     loops_make_weights: ("a many out", ""),
+    state_before_the_loop: ("a b2 c2 out", "start bias"),
+    low_rank: ("a b b2 out", ""),
+    rank_one: ("tall flat2 out", ""),
+    scaled_row: ("flat2 out", "scale"),
+    tables_of_several_rows: ("b2 out", "many"),
+    tables_by_kernels: ("b2 out", "many"),
 }
 
 
