@@ -279,25 +279,33 @@ def test_the_kernels_are_what_enters_a_product_as_its_weight(net):
     assert {site.name for site in jfi.select(network)} == weights
 
 
-def agrees(network, x, step=1, measures=MEASURES, sites=None):
+def agrees(network, x, sites, step, loop):
     """Flips of every `step`-th bit, each on one image, as naive runs have them; in all measures."""
-    runner = jfi.Engine(network, x, np.zeros(len(x), int), sites or network.parameters)
+    runner = jfi.Engine(network, x, np.zeros(len(x), int), sites, loop=loop)
     space = jfi.FaultSpace(runner.sites, (2,))
     faults = space.decode(np.arange(0, space.size, step))
     image = np.arange(faults.site.size) % len(x)
-    for measure in measures:
+    for measure in ("full", "critical"):
         found = verify(runner, faults, image, measure)
         assert found.disagreements == 0, found.worst
         assert found.agreements > 0.9 * found.pairs
-    critical = {measure: runner.run(faults, measure).first_critical >= 0 for measure in measures}
+    critical = {measure: runner.run(faults, measure).first_critical >= 0 for measure in MEASURES}
     assert all((found == critical["critical"]).all() for found in critical.values())
     assert critical["critical"].any() and not critical["critical"].all()
 
 
-# A prime number of bits apart: all bits of words, and all words, take part.
+# An odd number of bits apart: all bits of a word take part. Side by side, and whole networks.
 @pytest.mark.parametrize("net", WEIGHTS, ids=lambda net: net.__name__)
 def test_faults_in_weights_laid_out_anew_are_judged_as_naive_runs_have_them(net):
-    agrees(read(net), images(FEATURES), step=11)
+    network = read(net)
+    laid_out = [s for s in jfi.select(network) if s.name != "out"] or network.sites
+    agrees(network, images(FEATURES), laid_out, step=11, loop=False)
+
+
+@pytest.mark.parametrize("net", [layers_in_a_loop, recurrent], ids=lambda net: net.__name__)
+def test_faults_in_weights_are_judged_alike_one_by_one(net):
+    network = read(net)
+    agrees(network, images(FEATURES), network.sites, step=11, loop=True)
 
 
 class Cells(linen.Module):
@@ -406,18 +414,30 @@ def of_haiku():
     return (found, found.init(jax.random.key(0), jnp.ones((1, 3, 4)))), (3, 4)
 
 
-# A model and its image; how a weight's name ends.
+# A model and its image; how a weight's name ends; sites to judge.
 MODELS = {
-    "OptimizedLSTMCell": (lambda: of_linen(Cells(linen.OptimizedLSTMCell), 3, 2), "kernel"),
-    "LSTMCell": (lambda: of_linen(Cells(linen.LSTMCell), 3, 2), "kernel"),
-    "GRUCell": (lambda: of_linen(Cells(linen.GRUCell), 3, 2), "kernel"),
-    "MultiHeadDotProductAttention": (lambda: of_linen(Attention(), 3, 2), "kernel"),
-    "nn.scan": (lambda: of_linen(Deep(), 2), "kernel"),
-    "nn.scan on the last axis": (lambda: of_linen(Deep(1), 2), "kernel"),
-    "tied embedding": (lambda: of_linen(Tokens(), 3), "embedding"),
-    "nnx.scan": (lambda: ((NnxDeep(nnx.Rngs(0)),), (3, 4)), "kernel"),
-    "Equinox": (lambda: ((EqxNet(jax.random.key(0)),), (3, 4)), "weight weight_ih weight_hh"),
-    "Haiku": (of_haiku, "w"),
+    "OptimizedLSTMCell": (
+        lambda: of_linen(Cells(linen.OptimizedLSTMCell), 3, 2),
+        "kernel",
+        ".*(hi|io)/kernel",
+    ),
+    "LSTMCell": (lambda: of_linen(Cells(linen.LSTMCell), 3, 2), "kernel", ".*(hi|io)/kernel"),
+    "GRUCell": (lambda: of_linen(Cells(linen.GRUCell), 3, 2), "kernel", ".*(hn|iz)/kernel"),
+    "MultiHeadDotProductAttention": (
+        lambda: of_linen(Attention(), 3, 2),
+        "kernel",
+        ".*(query|out)/kernel",
+    ),
+    "nn.scan": (lambda: of_linen(Deep(), 2), "kernel", ".*Scan.*kernel"),
+    "nn.scan on the last axis": (lambda: of_linen(Deep(1), 2), "kernel", ".*Scan.*kernel"),
+    "tied embedding": (lambda: of_linen(Tokens(), 3), "embedding", ".*embedding"),
+    "nnx.scan": (lambda: ((NnxDeep(nnx.Rngs(0)),), (3, 4)), "kernel", "layers/kernel"),
+    "Equinox": (
+        lambda: ((EqxNet(jax.random.key(0)),), (3, 4)),
+        "weight weight_ih weight_hh",
+        ".*(query_proj/weight|_hh)",
+    ),
+    "Haiku": (of_haiku, "w", ".*(stack.*|query|lstm/linear)/w"),
 }
 
 
@@ -458,4 +478,19 @@ def test_the_population_of_an_lstm_by_the_formula():
 @pytest.mark.parametrize("name", MODELS)
 def test_faults_in_weights_of_a_framework_are_judged_as_naive_runs_have_them(name):
     network, x = adopted(name)
-    agrees(network, x, step=17, sites=jfi.select(network))
+    chosen = jfi.select(network, MODELS[name][2])
+    assert {site.name for site in chosen} <= network.kernels
+    agrees(network, x, chosen, step=17, loop=False)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_campaign_on_layers_run_in_a_loop_is_verified(measure, tmp_path):
+    """Pairs of the default sites, against the record and naive runs, which would raise."""
+    (module, variables), shape = of_linen(Deep(), 2)
+    study = jfi.study((module, variables), images(*shape))
+    result = study.run(
+        "network_wise", error_margin=0.1, measure=measure, fault_model="flip", verify=150,
+        workdir=tmp_path, progress=False,
+    )  # fmt: skip
+    assert result.summary["verify"]["pairs"] == 150
+    assert {e["unit"] for e in result.summary["estimates"]} >= {"ScanBlock_0/Dense_0/kernel"}
