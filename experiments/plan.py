@@ -29,7 +29,7 @@ from jfi.criteria.criterion import Criterion
 from jfi.engine import golden, split
 from jfi.errors import InputError
 from jfi.networks.program import flops
-from jfi.networks.sites import Network, told
+from jfi.networks.sites import Network, beside, told, told_beside
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
 IMAGES = 1000  # of a workload that is not said
@@ -107,7 +107,7 @@ def main() -> None:
     )
     count = _images(subject)
     expected = seconds(network, plan, count, golden.golden_rate(network, subject.images))
-    (_print_json if args.json else _print_tables)(plan, count, expected)
+    (_print_json if args.json else _print_tables)(plan, network, count, expected)
 
 
 class Subject(NamedTuple):
@@ -182,14 +182,25 @@ def _print_rounds(plan: Plan, network: Network) -> None:
     )
     if args.json:
         found = {"population": plan.space.size, "none_critical": few, "tenth_critical": many}
-        return print(json.dumps(found))
-    return print(
+        return print(json.dumps(found | _beside(plan, network)))
+    print(
         f"{plan.space.size:,} faults; {args.sampler} decides as it goes: {few:,} injections if "
         f"none is critical, {many:,} if one in ten is, wherever it is"
     )
+    return _print_beside(plan, network)
 
 
-def _print_json(plan: Plan, images: int, expected: float) -> None:
+def _beside(plan: Plan, network: Network) -> dict[str, list[dict]]:
+    return {"beside": [group._asdict() for group in beside(network, plan.space.sites)]}
+
+
+def _print_beside(plan: Plan, network: Network) -> None:
+    found = beside(network, plan.space.sites)
+    if found:
+        print(f"no faults in {told_beside(found)}")
+
+
+def _print_json(plan: Plan, network: Network, images: int, expected: float) -> None:
     print(
         json.dumps(
             {
@@ -198,12 +209,13 @@ def _print_json(plan: Plan, images: int, expected: float) -> None:
                 "images": images,
                 "seconds": round(expected, 1),
                 "layers": layers(plan),
+                **_beside(plan, network),
             }
         )
     )
 
 
-def _print_tables(plan: Plan, images: int, expected: float) -> None:
+def _print_tables(plan: Plan, network: Network, images: int, expected: float) -> None:
     rows = layers(plan)
     width = max(len("site"), *(len(row["site"]) for row in rows))
     print(f"{'site':{width}} {'population':>15} {'injections':>12}")
@@ -212,6 +224,7 @@ def _print_tables(plan: Plan, images: int, expected: float) -> None:
         print(f"{row['site']:{width}} {row['population']:>15,} {row['injections']:>12,}")
     if any(len(set(row.get("bits", {}).values())) > 1 for row in rows):
         _print_bits(plan)
+    _print_beside(plan, network)
     print(f"\nexpected on this machine for {images:,} images: {_duration(expected)}")
 
 

@@ -155,9 +155,9 @@ def define_flags() -> None:
         "Where to put faults: a regular expression that matches whole names of parameter leaves, "
         "as '.*/bias' or 'layer1_.*', and of run-time values, as 'lif1/spike' (broken at every "
         "time step), 'lif1/spike@37' (at step 37) or 'lif1/spike@step' (at one that is drawn). "
-        "Default: the kernels of all convolution and dense layers, by whatever name (what enters "
-        "a convolution or a matrix product as its weight), or where neurons have what the fault "
-        "model breaks.",
+        "Default: the kernels of all convolution, dense, recurrent and attention layers, by "
+        "whatever name (what enters a convolution or a matrix product as its weight or a part of "
+        "it), or where neurons have what the fault model breaks. What that leaves aside is listed.",
     )
     flags.DEFINE_bool(
         "activations", False, "Make the output of every layer a site, as 'conv1/output'."

@@ -19,7 +19,7 @@ class VerificationError(RuntimeError):
 
 def kind(value: Any) -> str:
     """What a value is, in a few words for a message: `float32[3, 4]`, `dict of 'x', 'y'`."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, type):
         return f"{value.dtype}{list(value.shape)}"
     if value is None:
         return "None"

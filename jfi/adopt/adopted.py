@@ -23,7 +23,8 @@ class Adopted(NamedTuple):
 
     apply: `(params, x [B, ...]) -> outputs [B, ...]`, in inference mode, traceable by JAX. Both may
       be trees of arrays.
-    params: pytree of all stored arrays that faults may strike, under the framework's own names.
+    params: pytree of all stored arrays that faults may strike, under the framework's own names; its
+      other leaves are held fixed.
     original: `x [B, ...] -> outputs [B, ...]` by the framework itself, in inference mode; None
       where nothing else runs the model.
     left_out: name -> why, of stored arrays that `params` lacks.

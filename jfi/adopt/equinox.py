@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jfi.adopt.adopted import Adopted, called, inference_arguments
 
@@ -13,38 +12,37 @@ def adopt(model: Any, state: Any = None) -> Adopted:
     """An Equinox module in inference mode, called on one image, or `(model, state)`.
 
     Its arrays are sites under their paths, `layers/0/weight`; those of the state under `state/` and
-    the path of their index in the model.
+    the path of their index in the model. What is no array, as an activation, is held fixed.
     """
     import equinox as eqx
 
     model = eqx.nn.inference_mode(model)
-    arrays, rest = eqx.partition(model, _is_array)
     flags = inference_arguments(type(model).__call__)
     if state is None:
 
-        def one(arrays, x):
-            return called(eqx.combine(arrays, rest), x, **flags)
+        def apply(model, images):
+            return jax.vmap(lambda x: called(model, x, **flags))(images)
 
-        return Adopted(jax.vmap(one, (None, 0)), arrays, lambda x: _each(model, x, flags))
+        return Adopted(apply, model, lambda x: _each(model, x, flags))
 
     kept = {name: state.get(index) for name, index in _indices(model).items()}
     held, tree = jax.tree.flatten(state)
     places = {id(leaf): place for place, leaf in enumerate(held)}
     order = [places[id(leaf)] for leaf in jax.tree.leaves(kept)]
-    params = {"params": arrays, "state": kept}
 
-    def with_state(params, x):
+    def with_state(params, images):
         # Not by State.set, which asks for the same weak types.
         leaves = list(held)
         for place, leaf in zip(order, jax.tree.leaves(params["state"]), strict=True):
             leaves[place] = leaf
         own = jax.tree.unflatten(tree, leaves)
-        return eqx.combine(params["params"], rest)(*_tupled(x), own, **flags)[0]
+        model = params["params"]
+        return jax.vmap(lambda x: model(*_tupled(x), own, **flags)[0])(images)
 
     def original(images):
         return _stacked(lambda x: model(*_tupled(x), _copy(state), **flags)[0], images)
 
-    return Adopted(jax.vmap(with_state, (None, 0)), params, original)
+    return Adopted(with_state, {"params": model, "state": kept}, original)
 
 
 def _each(model, images, flags):
@@ -60,10 +58,6 @@ def _stacked(one, images):
 
 def _tupled(x) -> tuple:
     return tuple(x) if isinstance(x, tuple | list) else (x,)
-
-
-def _is_array(leaf) -> bool:
-    return isinstance(leaf, np.ndarray | jax.Array)
 
 
 def _indices(model) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def adopt_nnx(model: Any) -> Adopted:
     flags = inference_arguments(type(model).__call__)
 
     def apply(params, x):
-        # Variables of their own: those made here may not change in a trace.
-        model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, drawn), params)
-        return called(model, x, **flags)
+        # Variables of their own: those made elsewhere may not change, nor enter a loop, in a trace.
+        own = (jax.tree.map(lambda leaf: leaf, state) for state in (drawn, params))
+        return called(nnx.merge(graph, *own), x, **flags)
 
     def original(x):
         before, found = _state(model), called(model, x, **flags)

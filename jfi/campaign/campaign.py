@@ -242,6 +242,7 @@ def manifest(
         "sites": [site.name for site in plan.space.sites],
         "forms": _forms(plan.space, engine.network),
         "left_out": engine.network.left_out,
+        "beside": [g._asdict() for g in sites.beside(engine.network, plan.space.sites)],
         "strata": [stratum._asdict() for stratum in plan.strata],
         "images": len(engine.images),
         "workload": workload,

@@ -284,6 +284,16 @@ def _concatenate(golden, eqn, values):
     return values[place[0]]._replace(at=(*at[:axis], at[axis] + offset, *at[axis + 1 :]))
 
 
+def _stack(golden, eqn, values):
+    axis, at = eqn.params["axis"], _common_index(values)
+    place = [k for k, value in enumerate(values) if value is not None]
+    if at is None or len(place) != 1:
+        return None
+    patch = values[place[0]]
+    at = (*at[:axis], jnp.int32(place[0]), *at[axis:])
+    return patch.map(at, lambda block: jnp.expand_dims(block, axis))
+
+
 def is_rounded(atom) -> bool:
     """Whether sums come out in less than float32: rounded again, an update is not what a run gives.
 
@@ -428,6 +438,7 @@ RULES: dict[str, Rule] = {
     "reshape": _reshape,  # axes that the block fixes survive it, or the block is one word
     "pad": _pad,  # golden filling, no negative padding
     "slice": _slice,  # axes that the block fixes are kept whole
+    "stack": _stack,  # one patch
     "concatenate": _concatenate,  # several patches if all are of one block, on another axis
     # In the golden sums the faulty product for the golden one. Up to an epsilon of the golden sum
     # for float32 and float64, and as a run gives it where all else in the sum is 0; exact for

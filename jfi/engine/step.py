@@ -167,34 +167,51 @@ def _unchanged(name, value, now):
 
 
 def _words(scan: scans.Scan, values) -> dict[int, Patch]:
-    """Constants of a loop of which one word is faulty, and which the body only multiplies by.
+    """Operands of a loop of which one word is faulty, and which the body only multiplies by.
 
-    They need not be written out: each product is the golden one, and a rank-one update.
+    They need not be written out: each product is the golden one, and a rank-one update; of one that
+    is not constant, as of layers that are run in a loop, at the step the word is of.
     """
 
     def is_word(k, value):
         if not isinstance(value, Patch) or value.value.size > 1:
             return False
+        if scan.consts <= k < scan.over_time.start:
+            return False
         rounded = any(patch.is_rounded(eqn.outvars[0]) for eqn in scans.uses(scan, k))
         return scans.only_multiplied(scan, k) and not rounded
 
-    return {k: value for k, value in enumerate(values[: scan.consts]) if is_word(k, value)}
+    return {k: value for k, value in enumerate(values) if is_word(k, value)}
 
 
 def _products_with(scan: scans.Scan, words: dict[int, Patch], evaluate):
     """Evaluates equations of the body, products by faulty `words` from those by golden ones."""
-    faulty = {scan.body.jaxpr.invars[k]: word for k, word in words.items()}
+    invars, later = scan.body.jaxpr.invars, scan.over_time.start
+    when = {invars[k]: word.at[0] for k, word in words.items() if k >= later}
+    faulty = {
+        invars[k]: Patch(word.at[1:], word.blocks[:, 0]) if k >= later else word
+        for k, word in words.items()
+    }
 
-    def run(eqn, values):
+    def written(at_hand, var, now):
+        found = patch.whole(at_hand, var, faulty[var])
+        if when.get(var) is None:
+            return found
+        return jnp.where(now == when[var], found, at_hand.whole(var))
+
+    def run(eqn, values, now):
         out = evaluate(eqn, values)
         side = [k for k, a in enumerate(eqn.invars) if isinstance(a, core.Var) and a in faulty]
         if not side:
             return out
         if len(side) == 2:
             at_hand = _AtHand(dict(zip(eqn.invars, values, strict=True)))
-            return bind(eqn, [patch.whole(at_hand, a, faulty[a]) for a in eqn.invars])
+            return bind(eqn, [written(at_hand, a, now) for a in eqn.invars])
         (word,) = side
-        return [_by_update(eqn, values, out, word, faulty[eqn.invars[word]])]
+        var = eqn.invars[word]
+        found = _by_update(eqn, values, out, word, faulty[var])
+        # A loop of one step has no index of it.
+        return [found if when.get(var) is None else jnp.where(now == when[var], found, out[0])]
 
     return run
 

@@ -183,14 +183,18 @@ class _Lanes:
             self.put(out, tuple(up))
 
 
+def _bind(eqn, values, now):
+    return bind(eqn, values)
+
+
 def run(
-    scan: Scan, operands: Sequence[Any], blocks: dict[Any, At], change: Change, evaluate=bind
+    scan: Scan, operands: Sequence[Any], blocks: dict[Any, At], change: Change, evaluate=_bind
 ) -> list[Any]:
     """The outputs of the loop on operands cut to their blocks, with named values changed.
 
     Args:
       change: its steps count the values of a name, of which the body may make several.
-      evaluate: `(eqn, values) -> outputs` of an equation of the body.
+      evaluate: `(eqn, values, step) -> outputs` of an equation of the body.
     """
     jaxpr, times = scan.body.jaxpr, Counter(name for name, _ in names(scan))
 
@@ -206,7 +210,10 @@ def run(
         for eqn in jaxpr.eqns:
             values = [value(atom) for atom in eqn.invars]
             sizes = _sizes(eqn, blocks)
-            outs = evaluate(eqn, values) if sizes is None else [_broadcast(eqn, values[0], sizes)]
+            if sizes is None:
+                outs = evaluate(eqn, values, now)
+            else:
+                outs = [_broadcast(eqn, values[0], sizes)]
             if eqn.primitive.name == "name":
                 name = eqn.params["name"]
                 outs = [change(name, outs[0], now * times[name] + seen[name])]

@@ -1,7 +1,7 @@
 """A network brought by a user, and where faults can be put in it: parameters, named values."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,10 @@ from jfi import bits, forms
 from jfi.errors import InputError, kind
 from jfi.faults import MODEL_SITES, Faults, Site, by_site
 from jfi.hardware.devices import is_key
-from jfi.networks import links, scans, taps
-from jfi.networks.program import PRODUCTS, Program, dependents, trace
+from jfi.networks import links, taps
+from jfi.networks.program import Program, trace
 from jfi.networks.taps import Tap
+from jfi.networks.weights import products
 
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 _TOLD = 8  # most leaves that `told` names
@@ -26,7 +27,8 @@ class Network(NamedTuple):
     apply: `(params, x [B, ...]) -> outputs [B, N]`, as given, in full precision. Where it takes
     several arrays x are their bytes (`inputs`), else `inputs` is None; outputs are laid out in rows
     (`outputs`).
-    params: its parameters, as given; leaves: the same as a flat tuple.
+    params: its parameters, as given but for leaves that are no arrays, which `apply` holds fixed;
+    leaves: the same as a flat tuple.
     program: its equations for one image.
     sites: every leaf that has bits and that the logits depend on, in order of first use; then every
     run-time value the network names (`jfi.networks.taps`), as a site of permanent faults.
@@ -87,28 +89,31 @@ def network(
         [B, ...], or a tree of them (a dict, a tuple, ...): what the first axis of each counts are
         called images. So may outputs be.
       params: pytree of arrays; site names are its paths, `conv1/kernel` (without `params/`). One
-        array alone is called `params`.
+        array alone is called `params`. Leaves that are no arrays (numbers of Python, strings,
+        functions, None) reach `apply` as they are, and are no sites.
       image: one image without the batch axis: an array or a `jax.ShapeDtypeStruct`, or a tree.
       output: the name of the one array to judge faults by, where several are returned: its path,
         `logits` or `heads/0`. By default all.
 
     Raises:
-      InputError: a parameter that is no array, not finite or of 64 bits without x64, no parameter
-        with bits, two parameters of one name, a name with an @, a named value called as a
-        parameter, an `image` that is no array of numbers, or an `apply` that is no function or does
-        not return arrays of real numbers with the axis of images first; no output of that name.
+      InputError: a parameter that is an array of objects or of another library, not finite or of
+        64 bits without x64, no parameter with bits, two parameters of one name, a name with an @,
+        a named value called as a parameter, an `image` that is no array of numbers, or an `apply`
+        that is no function or does not return arrays of real numbers with the axis of images
+        first; no output of that name.
     """
     if not callable(apply):
         raise InputError(f"apply is {kind(apply)}; it must be a function of (params, images)")
     inputs, image = _check_image(image)
-    if not jax.tree.leaves(params):
+    stored = _named(params)
+    static = {name: leaf for name, leaf in stored.items() if _is_static(leaf)}
+    arrays = {name: leaf for name, leaf in stored.items() if name not in static}
+    if not arrays:
         raise InputError(f"params are {kind(params)} and hold no array")
-    found = jax.tree.leaves_with_path(params)
-    names, leaves = [_name(path) for path, _ in found], tuple(leaf for _, leaf in found)
-    _check_names(names, [path for path, _ in found])
-    for name, leaf in zip(names, leaves, strict=True):
+    for name, leaf in arrays.items():
         _check_array(name, leaf)
-    apply = _full_precision(apply)
+    names, leaves = list(arrays), tuple(arrays.values())
+    apply, params = _held_fixed(_full_precision(apply), params)
     if inputs is not None:
         apply = _unpacked(apply, inputs)
     apply, outputs = _in_rows(apply, params, image, output)
@@ -120,7 +125,7 @@ def network(
         name: f"{leaf.dtype} words can't be broken" if k in used else "the logits do not need it"
         for k, (name, leaf) in enumerate(zip(names, leaves, strict=True))
         if name not in positions
-    }
+    } | {name: f"{kind(leaf)}, held fixed" for name, leaf in static.items()}
     sites = tuple(
         Site(name, tuple(leaves[n].shape), np.dtype(leaves[n].dtype))
         for name, n in positions.items()
@@ -188,6 +193,74 @@ def told(left_out: Mapping[str, str]) -> str:
     each = [f"{name} ({why})" for name, why in left_out.items()]
     more = [f"{len(each) - _TOLD} more"] if len(each) > _TOLD else []
     return ", ".join(each[:_TOLD] + more)
+
+
+class Beside(NamedTuple):
+    """Parameters that are sites, but not among the chosen ones, grouped by their last name.
+
+    name: `bias`, `scale`, `embedding`; numbers in it are `#`. leaves, words: how many of them.
+    share: of the bits of all parameters that are sites.
+    """
+
+    name: str
+    leaves: int
+    words: int
+    share: float
+
+
+def beside(network: Network, chosen: Iterable[Site]) -> list[Beside]:
+    """What is stored, and needed for the logits, beside the chosen sites; the largest first.
+
+    Nothing where these are run-time values alone: of parameters they say nothing.
+    """
+    names = {site.name for site in chosen}
+    if names.isdisjoint(network.positions):
+        return []
+    groups: dict[str, list[Site]] = {}
+    for site in network.parameters:
+        if site.name not in names:
+            groups.setdefault(_last_name(site.name), []).append(site)
+    total = sum(site.words * site.width for site in network.parameters)
+    found = [
+        Beside(
+            name, len(own), sum(site.words for site in own),
+            sum(site.words * site.width for site in own) / total,
+        )
+        for name, own in groups.items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda group: -group.share)
+
+
+def _last_name(name: str) -> str:
+    """`bias` of `conv1/bias` and `conv1.bias`; `hidden` of `hidden/1`; `Add_#` of `Add_12`."""
+    parts = [part for part in re.split(r"[/.:]+", name) if re.search(r"[^\W\d_]", part)]
+    return re.sub(r"\d+", "#", parts[-1] if parts else name)
+
+
+def told_beside(found: Iterable[Beside | Mapping[str, Any]]) -> str:
+    """The parameters beside the chosen sites in one sentence, with how to choose them too."""
+    groups = [group if isinstance(group, Beside) else Beside(**group) for group in found]
+    each = [
+        f"{g.name} ({g.leaves:,} {'leaf' if g.leaves == 1 else 'leaves'}, {g.words:,} "
+        f"{'word' if g.words == 1 else 'words'}, {_percent(g.share)})"
+        for g in groups[:_TOLD]
+    ]
+    if later := groups[_TOLD:]:
+        more = sum(g.leaves for g in later), sum(g.words for g in later), _total(later)
+        each.append("{:,} more leaves ({:,} words, {})".format(*more))
+    of = groups[0].name.replace("#", ".*")
+    return (
+        f"parameters beside these sites, {_total(groups)} of all their bits: {', '.join(each)}; "
+        f"--sites (in Python sites=) takes them too, `.*` all, `.*{of}.*` those of the first name"
+    )
+
+
+def _total(groups: Iterable[Beside]) -> str:
+    return _percent(sum(group.share for group in groups))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else f"{share:.1e}"
 
 
 def listable(network: Network) -> tuple[Site, ...]:
@@ -276,6 +349,49 @@ def _in_rows(apply, params: Any, image: jax.ShapeDtypeStruct, output: str | None
     return (lambda params, x: outputs.row(wanted(params, x))), outputs
 
 
+def _named(params) -> dict[str, Any]:
+    """The leaves by name, None among them.
+
+    Raises:
+      InputError: two of one name, as parts of a path are joined; a name with an @.
+    """
+    found: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda leaf: leaf is None):
+        name = _name(path)
+        if name in found:
+            one, other = (jax.tree_util.keystr(p) for p in (paths[name], path))
+            raise InputError(f"params{one} and params{other} are both called {name}: rename one")
+        if "@" in name:
+            raise InputError(f"parameter {name} has an @, which stands before a step: rename it")
+        found[name], paths[name] = leaf, path
+    return found
+
+
+def _held_fixed(apply, params):
+    """A function of the arrays alone, which puts all other leaves in their places, and the arrays.
+
+    They stay as they are: a tree without them is one whose structure lacks them.
+    """
+    given, tree = jax.tree.flatten(params)
+    if not any(map(_is_static, given)):
+        return apply, params
+    arrays = jax.tree.unflatten(tree, [None if _is_static(leaf) else leaf for leaf in given])
+
+    def filled(arrays, x):
+        left = iter(jax.tree.leaves(arrays))
+        leaves = [leaf if _is_static(leaf) else next(left) for leaf in given]
+        return apply(jax.tree.unflatten(tree, leaves), x)
+
+    return filled, arrays
+
+
+def _is_static(leaf) -> bool:
+    """Whether a leaf is no array, of JAX and NumPy or of any other library."""
+    is_array = isinstance(leaf, _ARRAYS) or (hasattr(leaf, "dtype") and hasattr(leaf, "shape"))
+    return isinstance(leaf, type) or not is_array
+
+
 def _name(path) -> str:
     """`conv1/kernel` from a pytree path; Flax's leading `params` says nothing and goes."""
     parts = [
@@ -296,29 +412,6 @@ def _used(program: Program) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def products(program: Program) -> Iterator[tuple[int, Any]]:
-    """(leaf, equation) of every leaf that enters a product as it is, laid out anew or scaled.
-
-    A loop that multiplies by a constant, as a recurrent layer does, is such an equation too.
-    """
-    image = dependents(program, program.x)
-    source = {var: number for number, var in enumerate(program.leaves)}
-    for eqn in program.eqns:
-        atoms = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in source]
-        if eqn.primitive.name in PRODUCTS:
-            yield from ((source[atom], eqn) for atom in atoms)
-        elif scan := scans.read(eqn):
-            inside = [eqn.invars[k] for k in range(scan.consts) if _multiplies(scan, k)]
-            yield from ((source[atom], eqn) for atom in atoms if atom in inside)
-        elif eqn.outvars[0] not in image:
-            same = [a for a in atoms if a.aval.size == eqn.outvars[0].aval.size]
-            source.update((eqn.outvars[0], source[atom]) for atom in same[:1])
-
-
-def _multiplies(scan: scans.Scan, constant: int) -> bool:
-    return any(eqn.primitive.name in PRODUCTS for eqn in scans.uses(scan, constant))
-
-
 def _check_image(image) -> tuple[forms.Inputs | None, jax.ShapeDtypeStruct]:
     """Shape and dtype of the image; of several arrays, their form and that of their bytes."""
     if isinstance(image, (*_ARRAYS, jax.ShapeDtypeStruct)) and _is_numeric(image.dtype):
@@ -333,24 +426,13 @@ def _check_image(image) -> tuple[forms.Inputs | None, jax.ShapeDtypeStruct]:
     return inputs, jax.ShapeDtypeStruct((inputs.size,), np.uint8)
 
 
-def _check_names(names: list[str], paths: list) -> None:
-    """Parts of a path are joined, so that two paths may come out as one name."""
-    seen: dict[str, Any] = {}
-    for name, path in zip(names, paths, strict=True):
-        if name in seen:
-            one, other = (jax.tree_util.keystr(p) for p in (seen[name], path))
-            raise InputError(f"params{one} and params{other} are both called {name}: rename one")
-        if "@" in name:
-            raise InputError(f"parameter {name} has an @, which stands before a step: rename it")
-        seen[name] = path
-
-
 def _check_array(name: str, leaf) -> None:
-    """Static leaves would fail deep inside, and Python numbers have no words of their own."""
+    """Other libraries' arrays, and shapes without values, would fail deep inside."""
     if not isinstance(leaf, _ARRAYS) or not (is_key(leaf) or _is_numeric(leaf.dtype)):
         raise InputError(
-            f"parameter {name} is {kind(leaf)}; params must hold NumPy or JAX arrays of numbers "
-            "alone. Make it one, or leave it out of params and close over it in apply"
+            f"parameter {name} is {kind(leaf)} ({type(leaf).__name__}); arrays in params must be "
+            "NumPy or JAX arrays of numbers. Make it one, or leave it out of params and close over "
+            "it in apply"
         )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from jfi.networks.sites import told
 from jfi.report import finished, narrowing, tables, versus
 from jfi.report.figures import around, axis, mark, shade
 from jfi.report.finished import Finished
@@ -314,9 +313,7 @@ def _warnings(run: Finished) -> list[str]:
     """Grouped by reason, and what is left out."""
     levels = tables.planned(run.config)
     found = tables.warnings(run.estimates, run.config.get("error_margin"), levels)
-    left_out = run.manifest.get("left_out")
-    if left_out:
-        found.append(f"Parameters that are no sites: {told(left_out)}.")
+    found += tables.uncovered(run.manifest)
     if run.summary.get("subnormal"):
         found.append(
             f"{run.summary['subnormal']:,} faults make a word subnormal, which XLA's code for CPUs "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jfi.criteria import names
-from jfi.networks.sites import told
+from jfi.networks.sites import told, told_beside
 from jfi.report.names import clean, cleaned, shortened
 from jfi.sampling.estimates import LEVELS, Estimate
 
@@ -229,7 +229,7 @@ def write_report(
             f"> **Note.** {line}"
             for line in warnings(estimates, config.get("error_margin"), levels)
         ],
-        *_left_out_part(manifest.get("left_out")),
+        *[f"> **Note.** {line}" for line in uncovered(manifest)],
         *workload_part(manifest.get("workload")),
         *truth_part(estimates, truth),
         *[f"![{title}]({name})" for title, name in figures],
@@ -321,8 +321,11 @@ def confidence(config: Mapping[str, Any]) -> str:
     return f"{100 * (config.get('confidence') or 0.99):g}%"
 
 
-def _left_out_part(left_out: Mapping[str, str] | None) -> list[str]:
-    return [f"> **Note.** Parameters that are no sites: {told(left_out)}."] if left_out else []
+def uncovered(manifest: Mapping[str, Any]) -> list[str]:
+    """What is stored and was not broken: beside the sites of a campaign, and what can't be one."""
+    beside, left_out = manifest.get("beside"), manifest.get("left_out")
+    found = [f"No fault was put in {told_beside(beside)}."] if beside else []
+    return [*found, *([f"Parameters that are no sites: {told(left_out)}."] if left_out else [])]
 
 
 def workload_part(workload: Mapping[str, Any] | None) -> list[str]:

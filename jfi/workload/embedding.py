@@ -12,7 +12,8 @@ from jfi.errors import InputError
 from jfi.hardware.chunks import chunks, filled_up
 from jfi.hardware.compiling import jit
 from jfi.networks import program
-from jfi.networks.sites import Network, products
+from jfi.networks.sites import Network
+from jfi.networks.weights import products
 
 
 def embedding(network: Network, images: np.ndarray, layer: str | None = None) -> np.ndarray:
@@ -23,7 +24,7 @@ def embedding(network: Network, images: np.ndarray, layer: str | None = None) ->
         activation. By default what the last layer with a kernel takes in.
 
     Raises:
-      InputError: no such kernel.
+      InputError: no such kernel, or none at all outside loops and branches.
     """
     wanted = _variable(network, layer)
     part = program.section(network.program, end=wanted)
@@ -40,6 +41,10 @@ def embedding(network: Network, images: np.ndarray, layer: str | None = None) ->
 def _variable(network: Network, layer: str | None) -> Any:
     """The variable of the program that holds a layer's values."""
     layers = dict(_layers(network))
+    if not layers:
+        raise InputError(
+            "no layer outside loops and branches has a kernel, so there is no embedding"
+        )
     if layer is None:
         return list(layers.values())[-1][0]
     if layer not in layers:
@@ -53,5 +58,5 @@ def _layers(network: Network) -> Iterator[tuple[str, tuple[Any, Any]]]:
     image = program.dependents(network.program, network.program.x)
     for number, eqn in products(network.program):
         taken = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in image]
-        if number in names and taken and eqn.primitive.name != "scan":
+        if number in names and taken and eqn.primitive.name in program.PRODUCTS:
             yield names[number], (taken[0], eqn.outvars[0])
