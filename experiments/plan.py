@@ -14,6 +14,7 @@ the operations that are left after each fault.
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -132,28 +133,32 @@ def _subject() -> Subject:
             under.network, images[:TIMED], len(images), lambda: workload, under.criterion
         )
     target.check_net()
-    dataset = sets.load(args.dataset, args.data_dir, train=False) if args.dataset else None
+    dataset = target.dataset() if args.dataset else None
     if args.workload is not None and dataset is None:
         raise InputError(f"workload {args.workload} chooses from images; name them with --dataset")
     net = nets.build(args.net, dataset.x_test.shape[1:] if dataset else None)
-    network = _of_project(net, dataset)
+    weights = _weights(net, dataset)
+    net = target.normalising(net, weights)
+    if weights is None:
+        network = target.read(net, nets.init(net, 0), args.activations)
+    else:
+        network = target.load_network(net, weights, args.activations)
     images = np.random.default_rng(0).normal(size=(TIMED, *net.input_shape)).astype(np.float32)
     workload = partial(target.workload, net, dataset, args.images)
     return Subject(network, images, IMAGES, workload, target.criterion(network, None))
 
 
-def _of_project(net: nets.Net, dataset: sets.Dataset | None) -> Network:
-    """The network, with its weights where they are named or needed."""
+def _weights(net: nets.Net, dataset: sets.Dataset | None) -> Path | None:
+    """Where the weights are, if they are named or needed."""
     args = flags.FLAGS
     if args.weights is None and args.workload is None and args.sampler not in FROM_WEIGHTS:
-        return target.read(net, nets.init(net, 0), args.activations)
+        return None
     if args.weights is None and dataset is None:
         raise InputError(
             f"sampler {args.sampler} plans from weights, and none are named; give --weights, or "
             "--dataset for those that training wrote"
         )
-    weights = target.weights_path(net, dataset.name if dataset else None)
-    return target.load_network(net, weights, args.activations)
+    return target.weights_path(net, dataset.name if dataset else None)
 
 
 def _images(subject: Subject) -> int:

@@ -45,7 +45,8 @@ class Target(NamedTuple):
     images: [B, ...] as the network takes them. labels: int32 [B], or None where there are none.
     source: the net of `nets`, or the network that the user brought: what peers are made of.
     criterion: what makes a fault critical.
-    config: what a record keeps in place of flags, of a network that the user brought.
+    config: what a record keeps beside flags: of a network of `nets` what its images are normalised
+      with, of one that the user brought what names it.
     """
 
     name: str
@@ -80,6 +81,29 @@ def define_network(net: str = "lenet", own_too: bool = False) -> None:
         "Its weights: .safetensors, or a PyTorch checkpoint (.th, .pt, .pth). Default: what "
         "experiments.train wrote, weights/<net>_<dataset>.safetensors, or experiments/weights has."
         + (" Your own network brings its own." if own_too else ""),
+    )
+    define_pixels()
+
+
+def define_pixels() -> None:
+    """Flags of how pixels become what a network of `nets` takes (`normalising`, `dataset`)."""
+    flags.DEFINE_list(
+        "mean",
+        None,
+        "With --std: what images in [0, 1] are normalised with, (image - mean) / std, a number a "
+        "channel, as --mean=0.4914,0.4822,0.4465 --std=0.2023,0.1994,0.2010. Default: what the "
+        "weights were trained with where their file says so, else MNIST's for grey images "
+        "(0.1307; 0.3081) and ImageNet's for colour (0.485,0.456,0.406; 0.229,0.224,0.225). "
+        "For networks of the project; your own brings its preprocess.",
+    )
+    flags.DEFINE_list("std", None, "With --mean: the standard deviation, a number a channel.")
+    flags.DEFINE_integer(
+        "pixel_max",
+        None,
+        "What white is in uint8 images of a .npz file, which are divided by it. Default: 255; it "
+        "has to be said of images of 0 and 1 alone, 1 for masks.",
+        1,
+        255,
     )
 
 
@@ -220,13 +244,83 @@ def load(activations: bool = False, most: int | None = None) -> Target:
     if own.is_own(args.net):
         return _own(activations, most)
     check_net()
-    dataset = sets.load(args.dataset, args.data_dir, train=False)
-    net = nets.build(args.net, dataset.x_test.shape[1:])
-    images, labels = workload(net, dataset, first(len(dataset.x_test), most))
-    network = load_network(net, weights_path(net, dataset.name), activations)
+    data = dataset()
+    net = nets.build(args.net, data.x_test.shape[1:])
+    weights = weights_path(net, data.name)
+    net = normalising(net, weights)
+    images, labels = workload(net, data, first(len(data.x_test), most))
+    network = load_network(net, weights, activations)
     if _flag("output") is not None:
         raise InputError(f"output {_flag('output')}: {net.name} returns one array; leave it out")
-    return Target(net.name, dataset.name, network, images, labels, net, criterion(network, labels))
+    asked = criterion(network, labels)
+    return Target(net.name, data.name, network, images, labels, net, asked, recorded(net))
+
+
+def dataset(train: bool = False) -> sets.Dataset:
+    """The data set that the flags name, for networks of `nets`."""
+    args = flags.FLAGS
+    return sets.load(args.dataset, args.data_dir, train=train, pixel_max=args.pixel_max)
+
+
+def normalising(net: nets.Net, weights: str | Path | None) -> nets.Net:
+    """The net, its images normalised as --mean and --std say, or as in training of its weights.
+
+    Where neither says anything the net keeps its usual normalisation (`nets.net.PIXELS`).
+
+    Raises:
+      InputError: one of --mean and --std without the other; no numbers; others than the weights
+        were trained with. NetError: as of `nets.normalising` and `nets.statistics`.
+    """
+    asked = _statistics()
+    if asked is not None:
+        net = nets.normalising(net, *asked)
+    known = None if weights is None else nets.statistics(weights)
+    if known is None:
+        return net
+    try:
+        trained = nets.normalising(net, *known)
+    except nets.NetError as error:
+        raise InputError(f"weights {weights}: its header tells of another net: {error}") from error
+    if asked is not None and (trained.mean, trained.std) != (net.mean, net.std):
+        raise InputError(
+            f"mean {_told(net.mean)} and std {_told(net.std)}: weights {weights} were trained with "
+            f"{_told(trained.mean)} and {_told(trained.std)}; leave --mean and --std out"
+        )
+    return trained
+
+
+def _statistics() -> tuple[list[float], list[float]] | None:
+    """The numbers of --mean and --std; None where they are not given."""
+    args = flags.FLAGS
+    if args.mean is None and args.std is None:
+        return None
+    for name, other in (("mean", "std"), ("std", "mean")):
+        if getattr(args, name) is None:
+            given = ",".join(getattr(args, other))
+            raise InputError(f"{other} {given}: --{name} is missing; the two go together")
+    return _numbers("mean", args.mean), _numbers("std", args.std)
+
+
+def _numbers(name: str, values: list[str]) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        raise InputError(
+            f"{name} {','.join(values)!r} is no list of numbers; a number a channel is right, as "
+            f"--{name}=0.5,0.5,0.5"
+        ) from None
+
+
+def _told(values: tuple[float, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+def recorded(net: nets.Net) -> dict[str, Any]:
+    """What a record keeps of how pixels became numbers; nothing of a net that takes events."""
+    if len(net.input_shape) != 3:
+        return {}
+    pixel_max = flags.FLAGS.pixel_max
+    return {"mean": list(net.mean), "std": list(net.std), "pixel_max": pixel_max}
 
 
 def check_net() -> None:
@@ -252,6 +346,12 @@ def _own(activations: bool, most: int | None) -> Target:
         raise InputError(
             f"weights {args.weights}: your own network {args.net} brings its weights; leave "
             "--weights out"
+        )
+    given = [name for name in ("mean", "std", "pixel_max") if getattr(args, name) is not None]
+    if given:
+        raise InputError(
+            f"net {args.net}: your own network gets its images as they are; leave --{given[0]} out "
+            "and normalise in preprocess: let the function of a FILE.py return (model, preprocess)"
         )
     if args.dataset is None or not args["dataset"].present:
         raise InputError(

@@ -12,12 +12,22 @@ import jax
 import jax.numpy as jnp
 
 from nets import lenet, mobilenet, resnet, resnet9, resnet18, spiking, vgg
-from nets.net import Net, NetError, apply, apply_named, fast, init, named_outputs, normalise
-from nets.weights import load, save
+from nets.net import (
+    Net,
+    NetError,
+    apply,
+    apply_named,
+    fast,
+    init,
+    named_outputs,
+    normalise,
+    normalising,
+)
+from nets.weights import load, save, statistics, statistics_header
 
 __all__ = [
     "Net", "NetError", "apply", "apply_named", "build", "fast", "init", "load", "named_outputs",
-    "names", "normalise", "save",
+    "names", "normalise", "normalising", "save", "statistics", "statistics_header",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A network as the experiments see it: a Flax module and what is needed to feed it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nets.layers import depthwise_by_taps
 
-# Mean and standard deviation of a pixel in [0, 1], by number of channels: MNIST's for grey
-# images; ImageNet's for colour, which the public CIFAR-10 ResNets were trained with.
+# Usual mean and standard deviation of a pixel in [0, 1], by number of channels: MNIST's for grey
+# images; ImageNet's for colour, which the public CIFAR-10 ResNets were trained with. `normalising`
+# takes others.
 PIXELS = {
     1: ((0.1307,), (0.3081,)),
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -49,6 +51,41 @@ def pixel_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple
     if channels not in PIXELS:
         raise NetError(f"{name}: images of {channels} channels; known are 1 (grey) and 3 (colour)")
     return PIXELS[channels]
+
+
+def normalising(net: Net, mean: Sequence[float], std: Sequence[float]) -> Net:
+    """The net with a mean and a standard deviation of pixels in [0, 1] other than its usual ones.
+
+    Args:
+      mean, std: a number a channel.
+
+    Raises:
+      NetError: a net that takes no images; another number of channels; a mean that is not finite,
+        a deviation that is not finite and positive, or so small that float32 overflows.
+    """
+    if len(net.input_shape) != 3:
+        raise NetError(
+            f"{net.name} takes events, which are not normalised; no mean and std is right"
+        )
+    channels = net.input_shape[-1]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise NetError(
+                f"{name} {_listed(values)}: {len(values)} numbers; images of {net.name} have "
+                f"{channels} channels, and want one for each"
+            )
+    with np.errstate(all="ignore"):
+        center, scale = np.float32(mean), np.float32(std)
+        ends = (np.float32([[0], [1]]) - center) / scale
+    if not np.isfinite(center).all():
+        raise NetError(f"mean {_listed(mean)}: finite numbers are right")
+    if not ((scale > 0) & np.isfinite(scale) & np.isfinite(ends)).all():
+        raise NetError(f"std {_listed(std)}: finite numbers above 0 are right")
+    return net._replace(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def init(net: Net, seed: int) -> dict:

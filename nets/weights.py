@@ -1,8 +1,9 @@
 """Weights from and to files.
 
 Native: safetensors, one tensor a parameter, named by its path: `params/conv1/kernel`,
-`batch_stats/bn1/mean`. Imported: PyTorch checkpoints (a state dict, alone or under "state_dict"),
-renamed by one rule for every family:
+`batch_stats/bn1/mean`, and in the header what images were normalised with in training. Imported:
+PyTorch checkpoints (a state dict, alone or under "state_dict", "model_state_dict", "model" or
+"net"), renamed by one rule for every family:
 
     layer1.0.conv1.weight     -> params/layer1_0/conv1/kernel    axes O I H W -> H W I O
     fc1.weight                -> params/fc1/kernel               axes O I -> I O
@@ -12,9 +13,15 @@ renamed by one rule for every family:
     lif1.beta, lif1.threshold -> params/lif1/beta, params/lif1/threshold
     lif1.reset_mechanism_val, lif1.graded_spikes_factor -> dropped where they are snnTorch's usual
 
-A leading `module.` (DataParallel) is dropped; a number joins the name before it.
+A leading `module.` (DataParallel) is dropped; a number joins the name before it. What stands beside
+the tensors and is no parameter, as the epoch or the best accuracy, is dropped.
+
+Types that NumPy lacks are read as ml_dtypes has them: bfloat16, the float8 types of PyTorch, and
+float4_e2m1fn, of which a byte holds two.
 """
 
+import json
+import numbers
 import os
 import re
 import tempfile
@@ -23,11 +30,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
 from nets.net import Net, NetError
 
+NATIVE, TORCH = ".safetensors", (".th", ".pt", ".pth")  # extensions
+NO_SAFETENSORS = "truncated, or not a safetensors file"
 TORCH_LEAVES = {
     "weight": "params/{}/kernel",
     "bias": "params/{}/bias",
@@ -38,7 +48,27 @@ TORCH_LEAVES = {
 # value stays in, and is reported as unknown to the net.
 TORCH_USUAL = {"reset_mechanism_val": 0, "graded_spikes_factor": 1}
 # Where a PyTorch checkpoint keeps the state dict, when it isn't the state dict itself.
-TORCH_WRAPPERS = ("state_dict", "model_state_dict")
+TORCH_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# What may stand beside the tensors of a checkpoint: epoch, best accuracy, name of the network.
+BESIDE = (numbers.Number, np.generic, str, type(None))
+# Types of safetensors; of F4 a byte holds two, the first in its lower half.
+SAFETENSORS_TYPES = {
+    "BOOL": np.bool_,
+    **{
+        f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}")
+        for kind in "IU"
+        for size in (1, 2, 4, 8)
+    },
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
+    "C64": np.complex64,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "F4": ml_dtypes.float4_e2m1fn,
+}
 
 
 def load(net: Net, path: str | os.PathLike) -> dict:
@@ -48,20 +78,63 @@ def load(net: Net, path: str | os.PathLike) -> dict:
     Raises NetError where the file is missing, truncated or foreign, and naming the first
     parameter that is missing, of another shape, not finite, or unknown to the net.
     """
-    path = Path(path)
-    readers = {".safetensors": _read_safetensors} | dict.fromkeys(
-        (".th", ".pt", ".pth"), lambda p: from_torch(_read_torch(p), dict(net.flattened))
-    )
-    if path.suffix not in readers:
-        raise NetError(f"weights {path}: unknown extension; known are {', '.join(readers)}")
-    if not path.is_file():
-        raise NetError(f"weights {path}: no such file")
+    path = _existing(path)
     try:
-        arrays = readers[path.suffix](path)
+        if path.suffix == NATIVE:
+            arrays = _read_safetensors(path)
+        else:
+            arrays = from_torch(_read_torch(path), dict(net.flattened))
         leaves = _match(_leaves(net), arrays, net.name)
     except NetError as error:
         raise NetError(f"weights {path}: {error}") from error.__cause__
     return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def statistics(path: str | os.PathLike) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation that images were normalised with when these weights were trained.
+
+    None where the file does not say, as no PyTorch checkpoint does.
+    Raises NetError as `load`, and where the header holds what is no two lists of numbers.
+    """
+    path = _existing(path)
+    if path.suffix != NATIVE:
+        return None
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            header = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise NetError(f"weights {path}: {NO_SAFETENSORS} ({error})") from error
+    if not {"mean", "std"} <= header.keys():
+        return None
+    try:
+        mean, std = ([float(value) for value in json.loads(header[k])] for k in ("mean", "std"))
+    except (TypeError, ValueError) as error:
+        told = f"mean {header['mean']!r} and std {header['std']!r}"
+        raise NetError(
+            f"weights {path}: its header has {told}; lists of numbers are right"
+        ) from error
+    return mean, std
+
+
+def statistics_header(net: Net) -> dict[str, str]:
+    """What `statistics` reads, for the metadata of `save`; empty of a net that takes no images."""
+    if len(net.input_shape) != 3:
+        return {}
+    return {"mean": json.dumps(net.mean), "std": json.dumps(net.std)}
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    """The path of a file with an extension that can be read, or NetError."""
+    path = Path(path)
+    if path.suffix not in (NATIVE, *TORCH):
+        raise NetError(
+            f"weights {path}: unknown extension; known are {', '.join((NATIVE, *TORCH))}"
+        )
+    if not path.is_file():
+        raise NetError(f"weights {path}: no such file")
+    return path
 
 
 def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str] | None = None):
@@ -95,6 +168,8 @@ def _rename(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
     layer, _, leaf = name.removeprefix("module.").rpartition(".")
     if leaf == "num_batches_tracked" or (leaf in TORCH_USUAL and array == TORCH_USUAL[leaf]):
         return None
+    if not layer and array.ndim == 0:  # a number beside the parameters, as best_prec1
+        return None
     layer = re.sub(r"\.(?=\d+(\.|$))", "_", layer).replace(".", "/")
     if leaf == "weight" and array.ndim == 1:
         return f"params/{layer}/scale", array
@@ -113,12 +188,29 @@ def _from_chw(kernel: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     import safetensors
-    import safetensors.numpy
 
     try:
-        return safetensors.numpy.load_file(path)
+        tensors = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
-        raise NetError(f"truncated, or not a safetensors file ({error})") from error
+        raise NetError(f"{NO_SAFETENSORS} ({error})") from error
+    unknown = next((name for name, held in tensors if held["dtype"] not in SAFETENSORS_TYPES), None)
+    if unknown is not None:
+        raise NetError(f"{unknown} is of type {dict(tensors)[unknown]['dtype']}, which is not read")
+    return {name: _array(**held) for name, held in tensors}
+
+
+def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    """A tensor of a safetensors file."""
+    codes = np.frombuffer(data, np.uint8)
+    if dtype == "F4":
+        codes = _halves(codes)
+    return codes.view(SAFETENSORS_TYPES[dtype]).reshape(shape)
+
+
+def _halves(codes: np.ndarray) -> np.ndarray:
+    """Bytes that hold two numbers each, along the last axis, as a byte a number, lower half first:
+    the order of torch.float4_e2m1fn_x2."""
+    return np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1)
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -128,26 +220,51 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise NetError("reading it needs PyTorch: pip install 'jfi[torch]'") from error
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a parser of foreign bytes may raise
         raise NetError("truncated, or not a PyTorch checkpoint of tensors alone") from error
     state = _state_dict(checkpoint)
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise NetError("no state dict in it (parameter names with their tensors)")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise NetError(
+                f"holds {name!r}, a {type(value).__name__}, among its tensors; parameter names "
+                "with their tensors are right"
+            )
     return {name: _numpy(tensor) for name, tensor in state.items()}
 
 
+def _numpy_numbers() -> list:
+    """What a pickled number of NumPy, as a best accuracy often is, is made of; it runs no code."""
+    scalar = np._core.multiarray.scalar
+    codes = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]
+    kinds = {type(np.dtype(code)) for code in codes}
+    # Before NumPy 2 it had another name.
+    return [np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
 def _state_dict(checkpoint) -> dict:
-    """The mapping of names to tensors in a checkpoint; empty where there is none."""
+    """The mapping of names to tensors in a checkpoint, without what may stand beside them; empty
+    where there is none."""
     if not isinstance(checkpoint, dict):
         return {}
-    state = next((checkpoint[key] for key in TORCH_WRAPPERS if key in checkpoint), checkpoint)
-    return state if isinstance(state, dict) else {}
+    inner = (checkpoint.get(key) for key in TORCH_WRAPPERS)
+    state = next((value for value in inner if isinstance(value, dict)), checkpoint)
+    return {name: value for name, value in state.items() if not isinstance(value, BESIDE)}
 
 
 def _numpy(tensor) -> np.ndarray:
-    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32 (exact)."""
-    return (tensor.float() if tensor.dtype.itemsize == 2 else tensor).detach().numpy()
+    """A tensor as NumPy has it; of types that NumPy lacks, as float32 or float4_e2m1fn (exact)."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == getattr(torch, "float4_e2m1fn_x2", None):
+        return _halves(tensor.view(torch.uint8).numpy()).view(ml_dtypes.float4_e2m1fn)
+    return (
+        tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
+    ).numpy()
 
 
 def _leaves(net: Net) -> dict[str, jax.ShapeDtypeStruct]:

@@ -5,8 +5,9 @@ are read as tensorflow-datasets prepared them, with no network access; `nmnist`,
 `dvs128gesture` are recordings of events in the folder --data_dir (experiments.data.events says
 which files), read and binned into frames by tonic (pip install 'jfi[events]'). Anything else is a
 .npz file with x_test and y_test, and x_train and y_train for training: images [B, H, W, C] or
-[B, H, W], uint8 or floats in [0, 1]; labels [B], integers from 0. With an array `frames`, which
-says how they were binned, x_test and x_train are counts of events by time step, [B, T, H, W, P] or
+[B, H, W], uint8, bool or floats in [0, 1]; labels [B], integers from 0. uint8 is divided by 255, or
+by --pixel_max, which has to be said where all is 0 and 1. With an array `frames`, which says how
+they were binned, x_test and x_train are counts of events by time step, [B, T, H, W, P] or
 [B, T, channels].
 
 Recordings are binned once, into a file that loads at once:

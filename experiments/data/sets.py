@@ -66,14 +66,18 @@ def load(
     manual_dir: str | os.PathLike | None = None,
     *,
     train: bool = True,
+    pixel_max: int | None = None,
 ) -> Dataset:
     """The data set of that name, or in that .npz file; without its training half if not `train`.
+
+    uint8 images are divided by `pixel_max`, the value of white: 255 where it is None, unless the
+    images are of 0 and 1 alone, which may be masks and have to be told.
 
     `data_dir` is where tensorflow-datasets keeps prepared sets (default ~/tensorflow_datasets), or
     the folder of a set of events; with `manual_dir`, a set not prepared yet is prepared from the
     files there.
-    Raises InputError for an unknown or unprepared set and for arrays that aren't images with
-    their labels.
+    Raises InputError for an unknown or unprepared set, for arrays that aren't images with their
+    labels, and for images that `pixel_max` is not of.
     """
     name = os.fspath(name)
     splits = ("train", "test") if train else ("test",)
@@ -88,7 +92,8 @@ def load(
     else:
         known = ", ".join(names())
         raise InputError(f"dataset {name!r} is unknown; known are {known} and any .npz file")
-    return _dataset(Path(name).stem if name.endswith(".npz") else name, arrays, splits)
+    name = Path(name).stem if name.endswith(".npz") else name
+    return _dataset(name, arrays, splits, pixel_max)
 
 
 def inputs(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Inputs:
@@ -284,7 +289,7 @@ def _read_jpegs(path: Path) -> tuple[np.ndarray, np.ndarray]:
     folders = sorted({Path(name).parent for name in names})
     if len({image.shape for image in found.values()}) != 1:
         raise InputError(f"images {path}: no train/<class>/*.jpg of one shape in it")
-    images = _images(f"images {path}", np.stack([found[name] for name in names]))
+    images = _images(f"images {path}", np.stack([found[name] for name in names]), 255)
     return images, np.array([folders.index(Path(name).parent) for name in names], np.int32)
 
 
@@ -295,12 +300,17 @@ def _decode(jpeg: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def _dataset(name: str, arrays: Mapping[str, np.ndarray], splits: tuple[str, ...]) -> Dataset:
+def _dataset(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    splits: tuple[str, ...],
+    pixel_max: int | None = None,
+) -> Dataset:
     """The arrays as a Dataset, checked; the test half is required, the training half isn't."""
     halves = {"train": (None, None), "test": (None, None)}
     for split in splits:
         if split == "test" or f"x_{split}" in arrays or f"y_{split}" in arrays:
-            halves[split] = _half(name, arrays, split)
+            halves[split] = _half(name, arrays, split, pixel_max)
     dataset = Dataset(name, *halves["train"], *halves["test"])
     if dataset.x_train is not None and dataset.x_train.shape[1:] != dataset.x_test.shape[1:]:
         raise InputError(
@@ -310,37 +320,61 @@ def _dataset(name: str, arrays: Mapping[str, np.ndarray], splits: tuple[str, ...
     return dataset
 
 
-def _half(name: str, arrays: Mapping[str, np.ndarray], split: str) -> tuple[np.ndarray, np.ndarray]:
+def _half(
+    name: str, arrays: Mapping[str, np.ndarray], split: str, pixel_max: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Checked images and labels of one split."""
     for key in (f"x_{split}", f"y_{split}"):
         if key not in arrays:
             raise InputError(f"dataset {name}: lacks {key}; x_test and y_test are needed")
     read = _frames if FRAMES in arrays else _images
-    images = read(f"dataset {name}: x_{split}", arrays[f"x_{split}"])
+    images = read(f"dataset {name}: x_{split}", arrays[f"x_{split}"], pixel_max)
     labels = _labels(f"dataset {name}: y_{split}", arrays[f"y_{split}"])
     if len(images) != len(labels):
         raise InputError(f"dataset {name}: {len(images)} images, {len(labels)} labels in {split}")
     return images, labels
 
 
-def _images(what: str, images: np.ndarray) -> np.ndarray:
-    """Images as float32 in [0, 1], [B, H, W, C]."""
+def _images(what: str, images: np.ndarray, pixel_max: int | None) -> np.ndarray:
+    """Images as float32 in [0, 1], [B, H, W, C]; uint8 divided by `pixel_max`."""
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.size == 0:
         raise InputError(f"{what} has shape {images.shape}; [B, H, W, C] is right")
     if images.dtype == np.uint8:
-        return images / np.float32(255)
+        return images / np.float32(_white(what, int(images.max()), pixel_max))
+    if pixel_max is not None:
+        raise InputError(f"{what} is {images.dtype}; --pixel_max is of uint8 images only")
+    if images.dtype == np.bool_:
+        return images.astype(np.float32)
     if images.dtype.kind != "f":
-        raise InputError(f"{what} is {images.dtype}; uint8, or floats in [0, 1], are right")
+        raise InputError(f"{what} is {images.dtype}; uint8, bool or floats in [0, 1] are right")
     wrong = ~((images >= 0) & (images <= 1))  # true of NaN also
     if wrong.any():
         raise InputError(f"{what} holds {images[wrong][0]}; floats in [0, 1] are right")
     return images.astype(np.float32)
 
 
-def _frames(what: str, counts: np.ndarray) -> np.ndarray:
+def _white(what: str, largest: int, pixel_max: int | None) -> int:
+    """What white is in uint8 images: as it is told, or 255, which those of 0 and 1 alone need not
+    mean."""
+    if pixel_max is None and largest == 1:
+        raise InputError(
+            f"{what} is uint8 of 0 and 1 alone; say what white is: --pixel_max=1 for masks, which "
+            "stay 0 and 1, or --pixel_max=255, which divides by 255"
+        )
+    white = 255 if pixel_max is None else pixel_max
+    if largest > white:
+        raise InputError(
+            f"{what} holds {largest}; with --pixel_max={white}, 0 to {white} are right"
+        )
+    return white
+
+
+def _frames(what: str, counts: np.ndarray, pixel_max: int | None) -> np.ndarray:
     """Counts of events by time step as float32, [B, T, H, W, P] or [B, T, channels]."""
+    if pixel_max is not None:
+        raise InputError(f"{what} holds events; --pixel_max is of uint8 images only")
     if counts.ndim not in (3, 5) or counts.size == 0:
         raise InputError(
             f"{what} has shape {counts.shape}; [B, T, H, W, P] or [B, T, channels] is right"

@@ -51,7 +51,6 @@ from absl import flags
 
 import nets
 from experiments import cli, target
-from experiments.data import sets
 from experiments.date23.reproduction import Subject, of_network, of_truth, reproduce, smoke_truth
 from experiments.samplers import truth as truths
 from jfi.errors import InputError
@@ -100,7 +99,7 @@ def _subjects(out: Path) -> tuple[Subject, Subject]:
     args = flags.FLAGS
     if args.smoke or args.truth:
         return of_truth(smoke_truth(out) if args.smoke else truths.load(args.truth))
-    dataset = sets.load(args.dataset, args.data_dir, train=False)
+    dataset = target.dataset()
     subject = of_network(nets.build(args.net, dataset.x_test.shape[1:]), dataset, out)
     return subject, subject
 

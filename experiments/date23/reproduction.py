@@ -379,11 +379,13 @@ def of_truth(truth: Truth) -> tuple[Subject, Subject]:
 def of_network(net: nets.Net, dataset: sets.Dataset, out: Path) -> Subject:
     """The network that the flags name, its campaigns to be run."""
     args = flags.FLAGS
+    weights = target.weights_path(net, dataset.name)
+    net = target.normalising(net, weights)
     images, labels = target.workload(net, dataset, args.images)
-    network = target.load_network(net, target.weights_path(net, dataset.name))
+    network = target.load_network(net, weights)
     space = FaultSpace(select(network), FAULT_MODELS["stuck_at"])
     engine = Engine(network, images, labels, space.sites)
-    config = {name: getattr(args, name) for name in CONFIG}
+    config = {name: getattr(args, name) for name in CONFIG} | target.recorded(net)
     draw = injected_by(engine, space, out / "campaigns", config)
     return Subject(net.name, space, [network.values(site) for site in space.sites], {}, draw)
 

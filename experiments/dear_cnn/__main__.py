@@ -75,12 +75,13 @@ def main() -> int | None:
     args = flags.FLAGS
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    dataset = sets.load("digits" if args.smoke else args.dataset, args.data_dir, train=args.smoke)
+    dataset = sets.load("digits") if args.smoke else target.dataset()
     net = nets.build("lenet" if args.smoke else args.net, dataset.x_test.shape[1:])
     if args.smoke:
         weights = smoke_weights(net, dataset, out)
     else:
         weights = target.weights_path(net, dataset.name)
+        net = target.normalising(net, weights)
     subject = subject_of(net, dataset, weights, out)
     if not subject.campaigns[0].total:
         raise InputError(

@@ -480,7 +480,7 @@ def subject_of(net: nets.Net, dataset: sets.Dataset, weights: Path, out: Path) -
     engine = Engine(network, images, labels, select(network))
     seen = golden_pass(engine)
     chosen = choices(seen, args.epsilon, args.slope)
-    campaigns = _campaigns(engine, out / "campaigns")
+    campaigns = _campaigns(engine, out / "campaigns", target.recorded(net))
     values = {name: metric.values(seen) for name, metric in METRICS.items()}
     return Subject(net.name, dataset.name, engine, values, chosen, campaigns)
 
@@ -493,10 +493,10 @@ def golden_pass(engine: Engine) -> Pass:
     return workload.golden_pass(engine.golden.logits, engine.labels, layer, foreseen)
 
 
-def _campaigns(engine: Engine, folder: Path) -> tuple[Campaign, ...]:
+def _campaigns(engine: Engine, folder: Path, recorded: dict) -> tuple[Campaign, ...]:
     """A campaign a seed, as the flags ask; the first may tell more."""
     args = flags.FLAGS
-    config = {name: getattr(args, name) for name in CONFIG}
+    config = {name: getattr(args, name) for name in CONFIG} | recorded
     options = {"fault_model": args.fault_model, "request": target.request()}
     found = []
     for seed in range(args.seeds):

@@ -184,8 +184,11 @@ def hints_of(path: str | Path, weights: str, dataset: str) -> Hints:
     meta = _meta(path)
     with np.load(path) as file:
         words = [file[f"words_{number}"] for number in range(len(meta["sites"]))]
-    images = sets.load(dataset, flags.FLAGS.data_dir, train=False)
+    data_dir, pixel_max = flags.FLAGS.data_dir, meta.get("pixel_max")
+    images = sets.load(dataset, data_dir, train=False, pixel_max=pixel_max)
     net = nets.build(meta["net"], images.x_test.shape[1:])
+    if meta.get("mean"):  # those made earlier are of the net's usual ones
+        net = nets.normalising(net, meta["mean"], meta["std"])
     network = target.load_network(net, weights)
     by_name = {site.name: site for site in network.sites}
     sites = tuple(by_name[site["name"]] for site in meta["sites"])

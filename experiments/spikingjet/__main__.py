@@ -32,7 +32,6 @@ import jfi
 import nets
 from experiments import campaign as campaign_script
 from experiments import cli, target
-from experiments.data import sets
 from experiments.papers import figures
 from experiments.spikingjet.reproduction import (
     CONFIG,
@@ -64,15 +63,17 @@ def define_flags() -> None:
 def main() -> int | None:
     """Run the network that the flags name, and print the tables."""
     args = flags.FLAGS
-    dataset = sets.load(args.dataset, args.data_dir, train=False)
+    dataset = target.dataset()
     net = nets.build(args.net, dataset.x_test.shape[1:])
+    weights = target.weights_path(net, dataset.name)
+    net = target.normalising(net, weights)
     samples, labels = target.workload(net, dataset, args.images)
-    network = target.load_network(net, target.weights_path(net, dataset.name))
+    network = target.load_network(net, weights)
     options = {"sites_pattern": args.sites, "fault_model": args.fault_model, "seed": args.seed}
     plan = jfi.plan(network, args.sampler, request=check(target.request()), **options)
     engine = Engine(network, samples, labels, plan.space.sites)
     name, out = f"{net.name}_{dataset.name}_{args.fault_model}", Path(args.out)
-    config = {flag: getattr(args, flag) for flag in CONFIG}
+    config = {flag: getattr(args, flag) for flag in CONFIG} | target.recorded(net)
     with campaign_script.LiveProgress() as progress:
         summary = campaign_script.despite_wrong(
             jfi.run, plan, engine, out / name, config, verify_pairs=args.verify, progress=progress

@@ -15,6 +15,9 @@ started again with the same flags, and ends with the same weights as one that wa
 cores: sums over threads differ in the last bits). Where the weights are there already, nothing is
 trained; --overwrite trains again.
 
+Images are normalised with --mean and --std, by default MNIST's for grey images and ImageNet's for
+colour. The file of weights says which, and every script that takes the weights does the same.
+
 Colour images are cropped and flipped at random unless --augment says otherwise. With
 --precision=bfloat16 training computes in 16 bits and keeps the weights in 32, for GPUs. The deep
 networks take hours on a CPU:
@@ -36,7 +39,7 @@ from pathlib import Path
 from absl import flags
 
 import nets
-from experiments import cli
+from experiments import cli, target
 from experiments.data import sets
 from experiments.train import card, checkpoint
 from experiments.train.training import (
@@ -84,6 +87,7 @@ def define_flags() -> None:
     flags.DEFINE_string("net", "lenet", f"The network: {', '.join(nets.names())}.")
     flags.DEFINE_string("dataset", "digits", f"{', '.join(sets.names())}, or a .npz file.")
     flags.DEFINE_string("data_dir", sets.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    target.define_pixels()
     flags.DEFINE_string(
         "extra",
         None,
@@ -115,15 +119,15 @@ def define_flags() -> None:
 def main() -> None:
     """Train, or find trained, the network that the flags name."""
     args = flags.FLAGS
-    dataset = sets.load(args.dataset, args.data_dir)
-    net = nets.build(args.net, dataset.x_test.shape[1:])
+    dataset = target.dataset(train=True)
+    net = target.normalising(nets.build(args.net, dataset.x_test.shape[1:]), None)
     sets.check_labels(dataset, net.num_classes)
     out = Path(args.out or Path("weights", f"{net.name}_{dataset.name}.safetensors"))
     if out.suffix != ".safetensors":
         raise InputError(f"--out={out}: a .safetensors file is right")
     if out.exists() and not args.overwrite:
         print(f"{out} is there: not trained again (--overwrite trains again)")
-        variables = nets.load(net, out)
+        net, variables = target.normalising(net, out), nets.load(net, out)
         found = accuracy(net, variables, dataset.x_test, dataset.y_test)
     else:
         _check_writable(out)
@@ -149,6 +153,7 @@ def _train_and_keep(net: nets.Net, dataset: sets.Dataset, recipe: Recipe, out: P
         "net": net.name,
         "dataset": dataset.name,
         "images": records.hash_arrays([("x", dataset.x_train), ("y", dataset.y_train)]),
+        **target.recorded(net),
         **recipe._asdict(),
     }
     start, progress = _resume(kept, run, begin(net, recipe, steps)), _Progress(recipe.epochs)
@@ -196,6 +201,7 @@ def _publish(net, dataset: sets.Dataset, recipe: Recipe, state: State, found: fl
         "net": f"{net.name}, images {net.input_shape}, {net.num_classes} classes",
         "dataset": f"{dataset.name}: {trained}",
         "test accuracy": f"{found:.2%} of {len(dataset.y_test):,} test images",
+        **nets.statistics_header(net),
         **{key: str(value) for key, value in recipe._asdict().items()},
         **card.provenance("experiments.train"),
     }

@@ -211,5 +211,6 @@ def smoke_weights(net: nets.Net, dataset: sets.Dataset, out: Path) -> Path:
     """Weights of a network in a folder, trained where they are not there yet."""
     path = out / f"{net.name}_{dataset.name}.safetensors"
     if not path.exists():
-        nets.save(path, train(net, dataset, Recipe()).state.variables)
+        variables = train(net, dataset, Recipe()).state.variables
+        nets.save(path, variables, nets.statistics_header(net))
     return path

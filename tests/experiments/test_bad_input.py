@@ -28,10 +28,13 @@ def files(own_folder, monkeypatch, lenet_weights) -> None:
         "nan.safetensors", lambda kernel: np.where(kernel == kernel.max(), np.nan, kernel)
     )
     write_weights("shape.safetensors", lambda kernel: kernel[1:])
+    write_weights("trained.safetensors", lambda kernel: kernel, {"mean": "[0.5]", "std": "[0.25]"})
+    write_weights("header.safetensors", lambda kernel: kernel, {"mean": "[]", "std": "[0.25]"})
     np.savez("wrong_shape.npz", x_test=np.zeros((4, 9, 9), np.float32), y_test=np.arange(4))
     np.savez("label.npz", x_test=DIGIT, y_test=np.array([0, 1, 10, 2]))
     np.savez("negative.npz", x_test=DIGIT, y_test=np.array([0, -1, 1, 2]))
     np.savez("bright.npz", x_test=DIGIT + 255, y_test=np.arange(4))
+    np.savez("mask.npz", x_test=np.eye(8, dtype=np.uint8)[None].repeat(4, 0), y_test=np.arange(4))
     np.savez("colour.npz", x_test=np.zeros((4, 8, 8, 2), np.float32), y_test=np.arange(4))
     for name, row in LISTS.items():
         header = "site,index,bit,polarity\nfc3/kernel,0,0,flip\n"
@@ -48,11 +51,11 @@ LISTS = {
 }
 
 
-def write_weights(path: str, change) -> None:
+def write_weights(path: str, change, header=None) -> None:
     """LeNet's weights with one kernel changed."""
     variables = nets.load(nets.build("lenet", (8, 8, 1)), "lenet.safetensors")
     variables["params"]["fc2"]["kernel"] = change(np.asarray(variables["params"]["fc2"]["kernel"]))
-    nets.save(path, variables)
+    nets.save(path, variables, header)
 
 
 BAD = {
@@ -65,6 +68,19 @@ BAD = {
     "--dataset=negative.npz": "y_test holds -1; labels from 0 are right",
     "--dataset=bright.npz": "x_test holds 255.0; floats in [0, 1] are right",
     "--dataset=mnist --data_dir=.": "dataset mnist isn't prepared in .",
+    "--dataset=mask.npz": "x_test is uint8 of 0 and 1 alone; say what white is: --pixel_max=1",
+    "--pixel_max=255": "x_test is float64; --pixel_max is of uint8 images only",
+    "--pixel_max=0": "--pixel_max=0",
+    "--mean=0.5": "mean 0.5: --std is missing; the two go together",
+    "--std=0.5": "std 0.5: --mean is missing; the two go together",
+    "--mean=half --std=1": "mean 'half' is no list of numbers",
+    "--mean= --std=1": "mean : 0 numbers; images of lenet have 1 channels",
+    "--mean=0.5,0.5 --std=1": "mean 0.5,0.5: 2 numbers; images of lenet have 1 channels",
+    "--mean=nan --std=1": "mean nan: finite numbers are right",
+    "--mean=0.5 --std=0": "std 0: finite numbers above 0 are right",
+    "--mean=0.5 --std=nan": "std nan: finite numbers above 0 are right",
+    "--weights=trained.safetensors --mean=0.1 --std=0.25": "were trained with 0.5 and 0.25",
+    "--weights=header.safetensors": "header.safetensors: its header tells of another net: mean ",
     "--images=361": "images 361 is out of range; digits has 1 to 360",
     "--images=0": "--images=0",
     "--images=many": "--images=many",
@@ -134,6 +150,8 @@ def test_campaign(script, flags):
         "--confidence=1",
         "--t=0",
         "--images=0",
+        "--std=0.5",
+        "--pixel_max=0",
         "--weights=short.safetensors --dataset=digits",
         "--weights=nan.safetensors --dataset=digits",
     ],

@@ -191,14 +191,24 @@ def test_a_finished_campaign_runs_nothing_again(script, monkeypatch, exhaustive,
         ("--sites=fc2/kernel", 'sites was "fc3/kernel", is "fc2/kernel"'),
         ("--keep_bits", "keep_bits was false, is true"),
         ("--measure=critical", 'measure was "full", is "critical"'),
+        ("--mean=0.5 --std=0.3081", "mean was [0.1307], is [0.5]"),
     ],
 )
 def test_other_flags_are_refused(script, exhaustive, lenet_weights, flag, difference):
     before = outcomes(exhaustive)
-    ended = script(campaign, *flags_of(exhaustive, lenet_weights, "exhaustive"), flag)
+    ended = script(campaign, *flags_of(exhaustive, lenet_weights, "exhaustive"), *flag.split())
     assert ended.status == 2
     assert "holds a campaign with other flags" in ended.err and difference in ended.err
     assert outcomes(exhaustive) == before
+
+
+def test_mean_and_std_are_on_record_and_the_usual_ones_are_no_others(
+    script, exhaustive, lenet_weights
+):
+    config = records.read_manifest(exhaustive)["config"]
+    assert (config["mean"], config["std"], config["pixel_max"]) == ([0.1307], [0.3081], None)
+    flags = flags_of(exhaustive, lenet_weights, "exhaustive")
+    assert script(campaign, *flags, "--mean=0.1307", "--std=0.3081").status == 0
 
 
 def test_other_weights_in_the_same_file_are_refused(script, exhaustive, lenet_weights):

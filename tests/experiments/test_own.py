@@ -290,6 +290,8 @@ BAD = {
     "--net=model.keras --dataset=nhwc.npz": "your own as FILE.py:FUNCTION, FILE.onnx or FILE.nir",
     "--net=short.onnx --dataset=nchw.npz": "is no ONNX model that onnx can read",
     "--net=mine.py": "your own network needs images that it takes",
+    f"{MINE} --mean=0.5 --std=1": "gets its images as they are; leave --mean out and normalise in",
+    f"{MINE} --pixel_max=1": "gets its images as they are; leave --pixel_max out",
     f"{MINE} --weights=x.th": "weights x.th: your own network mine.py brings its weights",
     "--net=broken.py --dataset=nhwc.npz": "broken.py:2)",
     "--net=raises.py --dataset=nhwc.npz": "the file raised KeyError: 'at import' (",

@@ -1,5 +1,6 @@
 """The registry and the networks: names, shapes, types, normalisation, bad input."""
 
+import re
 from functools import partial
 
 import jax
@@ -161,6 +162,34 @@ def test_normalise_takes_mean_and_divides_by_deviation():
     x = nets.normalise(net, images)
     assert x.dtype == np.float32
     np.testing.assert_allclose(x[..., 1], (images[..., 1] - 0.456) / 0.224, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_and_deviation_are_the_users():
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    images = np.random.default_rng(0).random((2, 32, 32, 3))
+    x = nets.normalise(nets.normalising(nets.build("resnet20"), mean, std), images)
+    np.testing.assert_allclose(x, (images - np.array(mean)) / np.array(std), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std", "message"),
+    [
+        ("resnet20", [0.5], [0.5], "mean 0.5: 1 numbers; images of resnet20 have 3 channels"),
+        ("resnet20", [0.5] * 3, [0.5] * 4, "std 0.5,0.5,0.5,0.5: 4 numbers"),
+        ("lenet", [np.nan], [1], "mean nan: finite"),
+        ("lenet", [1e39], [1], "mean 1e+39: finite"),  # in float32 it isn't
+        ("lenet", [0.5], [0], "std 0: finite numbers above 0"),
+        ("lenet", [0], [1e-46], "std 1e-46: finite numbers above 0"),
+        ("lenet", [0.5], [1e-39], "std 1e-39: finite numbers above 0"),
+        ("lenet", [0.5], [-1], "std -1: finite numbers above 0"),
+        ("lenet", [0.5], [np.nan], "std nan: finite numbers above 0"),
+        ("lenet", [0.5], [np.inf], "std inf: finite numbers above 0"),
+        ("snn_nmnist", [0.5], [1], "snn_nmnist takes events, which are not normalised"),
+    ],
+)
+def test_means_and_deviations_that_are_none(name, mean, std, message):
+    with pytest.raises(nets.NetError, match=re.escape(message)):
+        nets.normalising(nets.build(name), mean, std)
 
 
 @pytest.mark.parametrize("shape", [(2, 28, 28, 1), (32, 32, 3), (2, 3, 32, 32)])

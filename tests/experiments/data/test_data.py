@@ -62,6 +62,55 @@ def test_npz_of_bytes_is_scaled_and_gets_its_channel(tmp_path):
     assert dataset.y_test.tolist() == [3, 1, 0, 2]
 
 
+MASKS = (IMAGES > 10).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "pixel_max", "expected"),
+    [
+        (MASKS, 1, np.float32(MASKS)),
+        (MASKS, 255, MASKS / np.float32(255)),
+        (MASKS > 0, None, np.float32(MASKS)),  # booleans leave no doubt
+        (np.zeros_like(MASKS), None, np.zeros_like(MASKS)),  # nor does black
+        (IMAGES, 128, IMAGES / np.float32(128)),
+    ],
+)
+def test_what_white_is_can_be_told(tmp_path, images, pixel_max, expected):
+    dataset = sets.load(npz(tmp_path, x_test=images, y_test=LABELS), pixel_max=pixel_max)
+    assert dataset.x_test.dtype == np.float32
+    np.testing.assert_array_equal(dataset.x_test[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "pixel_max", "message"),
+    [
+        ({"x_test": MASKS}, None, "x_test is uint8 of 0 and 1 alone; say what white is"),
+        (
+            {"x_test": IMAGES, "x_train": MASKS, "y_train": LABELS},
+            None,
+            "x_train is uint8 of 0 and",
+        ),
+        (
+            {"x_test": IMAGES},
+            1,
+            f"x_test holds {IMAGES.max()}; with --pixel_max=1, 0 to 1 are right",
+        ),
+        ({"x_test": MASKS > 0}, 1, "x_test is bool; --pixel_max is of uint8 images only"),
+        ({"x_test": MASKS / 1.0}, 1, "x_test is float64; --pixel_max is of uint8 images only"),
+        (
+            {"x_test": MASKS[:, None].repeat(2, 1)[..., None], "frames": np.array("binned")},
+            1,
+            "x_test holds events; --pixel_max is of uint8 images only",
+        ),
+    ],
+)
+def test_images_that_what_is_told_of_white_is_not_of(tmp_path, arrays, pixel_max, message):
+    path = npz(tmp_path, **({"y_test": LABELS} | arrays))
+    with pytest.raises(InputError) as error:
+        sets.load(path, pixel_max=pixel_max)
+    assert message in str(error.value)
+
+
 def test_npz_of_floats_is_taken_as_it_is(tmp_path):
     images = np.random.default_rng(0).random((4, 3, 6, 2))
     path = npz(tmp_path, x_test=images, y_test=LABELS, x_train=images[:3], y_train=LABELS[:3])

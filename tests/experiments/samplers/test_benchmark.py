@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,18 +208,32 @@ def test_rows_of_another_truth_are_not_joined(script, own_folder):
         assert path.read_text() == held
 
 
-def of_lenet(weights, path, factor, **meta):
+def of_lenet(weights, path, factor, net=None, **meta):
     """A truth of the first kernel of a LeNet, times a factor, no flip of it critical."""
-    variables = nets.load(nets.build("lenet", (8, 8, 1)), weights)
+    net = net or nets.build("lenet", (8, 8, 1))
+    variables = nets.load(net, weights)
     kernel = factor * np.asarray(variables["params"]["conv1"]["kernel"])
     site = {"name": "conv1/kernel", "shape": list(kernel.shape), "dtype": "float32"}
-    images = nets.normalise(nets.build("lenet", (8, 8, 1)), sets.load("digits").x_test[:8])
+    images = nets.normalise(net, sets.load("digits").x_test[:8])
     hashes = {
         "weights_hash": records.hash_arrays([("conv1/kernel", kernel)]),
         "images_hash": records.hash_arrays([("images", images)]),
     }
     zeros = [np.zeros((kernel.size, 32))]
     written(path, zeros, values=[kernel], sites=[site], **hashes | meta)
+
+
+def test_hints_are_of_images_normalised_as_those_of_the_truth(
+    lenet_weights, own_folder, monkeypatch
+):
+    net = nets.normalising(nets.build("lenet", (8, 8, 1)), [0.5], [0.25])
+    recorded = {"mean": [0.5], "std": [0.25], "pixel_max": None}
+    of_lenet(lenet_weights, own_folder / "t.npz", 1, net, **recorded)
+    monkeypatch.setattr(bench.flags, "FLAGS", SimpleNamespace(data_dir=None))
+    assert bench.hints_of(own_folder / "t.npz", str(lenet_weights), "digits").certified[0].any()
+    of_lenet(lenet_weights, own_folder / "t.npz", 1, net, **recorded | {"mean": [0.4]})
+    with pytest.raises(bench.InputError, match="is of other images"):
+        bench.hints_of(own_folder / "t.npz", str(lenet_weights), "digits")
 
 
 def test_a_network_tells_which_faults_need_no_injection(

@@ -296,6 +296,7 @@ def test_the_command(script, tmp_path, lenet_weights):
     assert lines[1].split()[3] == f"{100 * truth.shares(found)['network']:.3f}"
     assert lines[-2].startswith("7,680 flips in ")
     assert found.meta["images"] == 10 and found.meta["net"] == "lenet"
+    assert (found.meta["mean"], found.meta["std"]) == ([0.1307], [0.3081])
     assert not (tmp_path / "t.npz.parts").exists()
     again = script(truth, *arguments)
     assert again.status == 2 and "is there already" in again.err

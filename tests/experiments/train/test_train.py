@@ -240,6 +240,34 @@ def test_script_trains_once_and_keeps_the_weights(script, own_folder):
     _check_card_and_log(weights, first.out.split()[-1])
 
 
+def test_what_was_trained_with_is_what_is_tested_with(script, own_folder):
+    given = ("--mean=0.5", "--std=0.25")
+    first = script(train, "--epochs=2", "--batch_size=128", *given)
+    assert first.status == 0, first.err
+    weights = own_folder / "weights" / "lenet_digits.safetensors"
+    assert nets.statistics(weights) == ([0.5], [0.25])
+    assert "| mean | [0.5] |" in weights.with_suffix(".md").read_text()
+    for flags in ((), given):  # of itself, or told the same
+        again = script(train, *flags)
+        assert again.out.splitlines()[-1] == first.out.splitlines()[-1]
+    refused = script(train, "--mean=0.1307", "--std=0.3081")
+    assert refused.status == 2 and "were trained with 0.5 and 0.25" in refused.err
+    wrong = script(train, "--overwrite", "--mean=0.5", "--std=0")
+    assert wrong.status == 2 and "std 0: finite numbers above 0 are right" in wrong.err
+
+
+def test_another_normalisation_is_another_run(script, own_folder, monkeypatch):
+    monkeypatch.setattr(train, "_publish", _interrupt)
+    flags = ("--epochs=1", "--batch_size=256")
+    assert script(train, *flags).status == 130
+    refused = script(train, *flags, "--mean=0.5", "--std=0.25")
+    assert refused.status == 2 and "of another run, with mean [0.1307], not [0.5]" in refused.err
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def _check_card_and_log(weights: Path, accuracy: str):
     with safe_open(weights, "numpy") as file:
         header = file.metadata()
