@@ -118,7 +118,7 @@ def test_drawn_counts_are_distributed_as_those_of_drawn_faults(method):
     counted = [bench.campaigns(found, case)(seed) for seed in range(300)]
     assert drawn[0].injections == counted[0].injections
     for unit in (0, 1):
-        for name in ("injections", "critical", "low"):
+        for name in ("injections", "total", "low"):
             a, b = ([getattr(r.units[unit], name) for r in rs] for rs in (drawn, counted))
             assert stats.ks_2samp(a, b).pvalue > 1e-3
 

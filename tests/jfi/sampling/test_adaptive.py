@@ -153,7 +153,7 @@ def test_what_is_known_beforehand_is_not_injected():
 
     result = NET.run(split, levels=("network",), margin=0.01)
     assert result.injections < NET.run(levels=("network",), margin=0.01).injections / 2
-    assert result.units[0].critical == result.units[0].injections
+    assert result.units[0].total == result.units[0].injections
     assert result.units[0].low <= NET.truths(("network",))[0] <= result.units[0].high
 
 

@@ -39,7 +39,7 @@ def test_a_fixed_sample_has_the_size_and_the_margin_of_the_paper():
     for unit, stratum in zip(result.units, strata, strict=True):
         assert (unit.injections, unit.population) == (stratum.injections, stratum.population)
         p, n, size = unit.estimate, unit.injections, unit.population
-        assert p == pytest.approx(unit.critical / n)
+        assert p == pytest.approx(unit.total / n)
         correction = (size - n) / (size - 1)
         assert unit.margin == pytest.approx(2.58 * np.sqrt(p * (1 - p) / n * correction))
 
