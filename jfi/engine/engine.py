@@ -78,6 +78,7 @@ class Engine:
         self.golden = golden_run(network, self.images)
         shape = self.golden.logits.shape
         self.labels = check_labels(self.golden.top1 if labels is None else labels, shape)
+        self.is_labelled = labels is not None
         self.order, self.is_ordered = check_order(order, self.golden), order is not None
         self.sites = check_sites(network, sites)
         if screen and loop:

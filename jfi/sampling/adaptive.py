@@ -22,7 +22,7 @@ import numpy as np
 from jfi.faults import FaultSpace
 from jfi.sampling import betting, methods, shuffle
 from jfi.sampling.betting import Bets, Open
-from jfi.sampling.estimands import Estimand
+from jfi.sampling.estimands import CRITICAL, Estimand
 from jfi.sampling.methods import Interval, Method, Oracle, Result, Unit
 from jfi.sampling.sampling import Request, check
 from jfi.sampling.strata import Split, Strata, by_cell, strata
@@ -96,7 +96,7 @@ def _run(
     levels,
     oracle: Oracle,
     seed: int,
-    estimand: Estimand = methods.FAULTS,
+    estimand: Estimand = CRITICAL,
 ) -> Result:
     check(request)
     asked = methods.units(space, levels)

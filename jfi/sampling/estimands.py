@@ -46,10 +46,13 @@ class Estimand(NamedTuple):
         return shard[_COLUMN[self.name]].astype(np.int64)
 
 
+CRITICAL = Estimand()  # the share of critical faults
+
+
 def estimand(name: str, images: int, golden_accuracy: float | None = None) -> Estimand:
     """The estimand of a name of `WORDS`, on B images."""
     if name == FAULTS:
-        return Estimand()
+        return CRITICAL
     return Estimand(name, images, float(golden_accuracy) if name == ACCURACY else 0.0)
 
 

@@ -13,12 +13,10 @@ import numpy as np
 
 from jfi.errors import InputError
 from jfi.faults import FaultSpace
-from jfi.sampling.estimands import Estimand
+from jfi.sampling.estimands import CRITICAL, Estimand
 from jfi.sampling.sampling import Request
 
 LEVELS = ("network", "layer", "bit")
-
-FAULTS = Estimand()  # the share of critical faults
 
 # The outcome [n], in [0, 1], of each fault of ids int64 [n]: whether it is critical, or another.
 Oracle = Callable[[np.ndarray], np.ndarray]
@@ -76,7 +74,7 @@ class Method(Protocol):
         levels: Sequence[str],
         oracle: Oracle,
         seed: int,
-        estimand: Estimand = FAULTS,
+        estimand: Estimand = CRITICAL,
     ) -> Result:
         """``leaves`` holds the golden values of each site of ``space``, None of run-time values.
 

@@ -19,7 +19,7 @@ from jfi.faults import FaultSpace
 from jfi.sampling import adaptive, bernstein, betting, estimates, methods, shuffle
 from jfi.sampling.bernstein import Sums
 from jfi.sampling.betting import Bets, Open
-from jfi.sampling.estimands import Estimand
+from jfi.sampling.estimands import CRITICAL, Estimand
 from jfi.sampling.methods import Interval, Method, Oracle, Result, Unit
 from jfi.sampling.sampling import (
     SAMPLERS,
@@ -46,7 +46,7 @@ def fixed(sampler: str, interval: str = "normal") -> Method:
 
 
 def _fixed(
-    sampler, kind, space: FaultSpace, leaves, request, levels, oracle, seed, estimand=methods.FAULTS
+    sampler, kind, space: FaultSpace, leaves, request, levels, oracle, seed, estimand=CRITICAL
 ) -> Result:
     asked = methods.units(space, levels)
     strata = sampler(space, leaves, request)
@@ -56,7 +56,7 @@ def _fixed(
         ids = sample.ids(start, min(start + BATCH, sample.size))
         sums += by_part(space, ids, oracle(ids), bernstein.part(ids, seed))
     sums = Sums(*sums, estimand.unchanged)
-    if estimand == methods.FAULTS:
+    if estimand == CRITICAL:
         counts = np.stack([x.sum(axis=0) for x in sums[:2]]).astype(np.int64)
         found = intervals(space, strata, counts, request, asked, kind)
     else:
@@ -114,12 +114,14 @@ def of_outcomes(
     found = _estimates(space, strata, counts.astype(np.int64), request, asked, sums)
     totals = sums.total.sum(axis=0)
     return tuple(
-        methods.interval(space, unit, e.injections, _of(unit, totals), e.estimate, *_ends(e, kind))
+        methods.interval(
+            space, unit, e.injections, of_unit(unit, totals), e.estimate, *_ends(e, kind)
+        )
         for unit, e in zip(asked, found, strict=True)
     )
 
 
-def _of(unit: Unit, cells: np.ndarray) -> float:
+def of_unit(unit: Unit, cells: np.ndarray) -> float:
     """The sum over the cells [S, W] of a unit."""
     return cells[tuple(slice(None) if at is None else at for at in (unit.site, unit.bit))].sum()
 
@@ -169,7 +171,7 @@ def _iterative(
     levels,
     oracle: Oracle,
     seed: int,
-    estimand: Estimand = methods.FAULTS,
+    estimand: Estimand = CRITICAL,
 ) -> Result:
     check(request)
     asked = methods.units(space, levels)
@@ -185,14 +187,14 @@ def _iterative(
             order = shuffle.shuffled(k, stratum.population, keys[h])
             ids = space.stratum_ids(stratum.site, stratum.bit, order)
             outcome = np.asarray(oracle(ids), float)
-            if estimand == methods.FAULTS:
+            if estimand == CRITICAL:
                 counts += tally(space, ids, outcome)
             else:
                 runs[h].add(outcome)
             done[h], hits[h] = stratum.injections, hits[h] + outcome.sum()
             rounds[-1] += ids.size
         strata = [_grown(s, hits[h], request) for h, s in enumerate(strata)]
-    if estimand == methods.FAULTS:
+    if estimand == CRITICAL:
         return Result(intervals(space, strata, counts, request, asked, kind), tuple(rounds))
     found = [_together(space, unit, strata, runs, request.confidence) for unit in asked]
     return Result(tuple(found), tuple(rounds))

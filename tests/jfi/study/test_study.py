@@ -299,7 +299,7 @@ def test_every_sampler_by_its_name(door, tmp_path, sampler):
 
 def test_one_level_alone(door, tmp_path):
     found = door.run("adaptive", workdir=tmp_path, error_margin=0.2, levels="bit", verify=0)
-    assert found.sentence == "By bit: see the table."
+    assert found.sentence == "By bit, share of critical faults: see the table."
     assert "bit 31" in repr(found)
     with pytest.raises(jfi.InputError, match="level 'layer' was not estimated; this campaign has"):
         found.estimates("layer")
