@@ -373,8 +373,8 @@ def interval_words(config: Mapping[str, Any]) -> str:
         return _BOUNDED.get(
             kind,
             "The interval is an empirical Bernstein bound (Fan, Grama and Liu, 2015; Waudby-Smith "
-            "and Ramdas, 2024): it holds for any outcome in [0, 1]. Where a sampler plans with less "
-            "than p = 0.5 (data-aware) it rests on that p.",
+            "and Ramdas, 2024): it holds for any outcome in [0, 1]. Where a sampler plans with "
+            "less than p = 0.5 (data-aware) it rests on that p.",
         )
     return _INTERVALS.get(
         kind,

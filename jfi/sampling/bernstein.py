@@ -18,10 +18,13 @@ tests over some s, fixed beforehand, is one too. By Markov's inequality a total 
 outcomes. w_j as 1 / R_j is the finite-population correction; a stratum injected whole is known.
 
 A stratum for which the sampler assumes that at most a share p of its faults changes anything
-(data-aware) has a variance of p at most, and Bennett's bound of it in place of what was seen; so
-does the share of one without an injection follow from p. Where nothing is assumed, p = 1 and the
-latter counts from 0 to 1. **Where the assumption is wrong, so may be the interval.** What was seen
-takes the place of p where it is more.
+(data-aware) has a variance of p at most, and Bennett's bound of that in place of what was seen
+(Hoeffding's theorem 4 for the faults drawn or for those left, whichever are fewer: the error is
+the same). Where n p is small, and so is p itself, no draw is expected to say more than p does, and
+the stratum counts from none changed to p changed; so does one without an injection, from 0 to 1
+where nothing is assumed, p = 1. **Where the assumption is wrong, so may be the interval.** What was
+seen takes the place of p where it is more, and a light stratum is free of its p once anything is
+seen in it.
 
 Sources: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B
 86, 2024, theorem 2 and section 5 (empirical Bernstein, without replacement); Fan, Grama and Liu,
@@ -38,6 +41,7 @@ from jfi.sampling.shuffle import mix
 
 PARTS = 7  # the first is one in 64 of the sample
 MOST = 0.9  # the largest lambda
+LIGHT = 0.1  # changed faults that are expected in the sample of a stratum that p alone bounds
 
 
 class Sums(NamedTuple):
@@ -74,7 +78,11 @@ def interval(
     size = np.asarray(population, float)
     assumed = np.broadcast_to(np.asarray(assumed, float), size.shape)
     n, total = sums.injections.sum(axis=0), sums.total.sum(axis=0)
-    bare, done = n == 0, n == size
+    done = (n == size) & (size > 0)
+    changed = sums.squares.sum(axis=0) - sums.unchanged * (2 * total - n * sums.unchanged) > 1e-9
+    light = (assumed < 1) & (n * assumed <= LIGHT) & ~done
+    assumed = np.where(light & changed, 1.0, assumed)
+    bare = ((n == 0) | (light & ~changed)) & ~done
     at = ~(bare | done)
     low = high = float(total[done].sum())
     likely = (1 - assumed[bare]) * sums.unchanged * size[bare]
@@ -99,10 +107,11 @@ def _tails(size: np.ndarray, sums: Sums, assumed: np.ndarray, enough: float) -> 
     spread = np.maximum(squares - 2 * guess * total + n * guess**2, 0)
     # Of strata with an assumption, that of n faults; the guess there is `unchanged`.
     drawn = n.sum(axis=0)
-    spread = np.where(rests, np.maximum(spread, n * assumed), spread)
-    limit = np.where(rests, np.log1p(enough / (drawn * assumed + 1e-300)), MOST)
+    fewer = np.where(rests, np.minimum(drawn, size - drawn) / drawn, 1)
+    spread = fewer * np.where(rests, np.maximum(spread, n * assumed), spread)
+    limit = np.where(rests, np.log1p(enough / (fewer * drawn * assumed + 1e-300)), MOST)
     last = (limit / np.where(n > 0, weight, 0).max(axis=0)).min()
-    largest = n * weight**2 * np.where(rests, np.minimum(assumed, 0.25), 0.25)
+    largest = fewer * n * weight**2 * np.where(rests, np.minimum(assumed, 0.25), 0.25)
     first = min(np.sqrt(2 * enough / max(largest.sum(), 1e-300)), last)
     tilts = np.geomspace(last, first, 1 + int(np.ceil(np.log2(last / first))))
     cost = np.array([_cost(s * weight, spread, rests).sum() for s in tilts])

@@ -148,6 +148,7 @@ def _ends(e: estimates.Estimate, kind: str) -> tuple[float, float]:
         "normal": (e.estimate - e.margin, e.estimate + e.margin),
         "wilson": (e.low, e.high),
         "clopper_pearson": (e.cp_low, e.cp_high),
+        "bernstein": (e.cp_low, e.cp_high),
     }[kind]
 
 

@@ -44,14 +44,14 @@ def written(path, critical=None, values=None, **meta):
 def test_a_truth_is_read_fault_by_fault(tmp_path):
     values, critical = written(tmp_path / "t.npz")
     found = bench.read(tmp_path / "t.npz")
-    assert found.space.size == 64 * sum(WORDS) == found.critical.size
+    assert found.space.size == 64 * sum(WORDS) == found.outcome.size
     faults = found.space.decode(np.arange(found.space.size))
     for number, (s, i, b, p) in enumerate(zip(*faults, strict=True)):
         word = values[s][[i]]
         is_flip = bits.faulty(word, int(b), int(p)).view("u4") == bits.faulty(
             word, int(b), FLIP
         ).view("u4")
-        assert found.critical[number] == (is_flip[0] and critical[s][i, b] > 0)
+        assert found.outcome[number] == (is_flip[0] and critical[s][i, b] > 0)
 
 
 def test_words_known_in_part_are_left_out(tmp_path):
@@ -61,7 +61,7 @@ def test_words_known_in_part_are_left_out(tmp_path):
     written(tmp_path / "t.npz", critical)
     found = bench.read(tmp_path / "t.npz")
     assert [(s.name, s.shape) for s in found.space.sites] == [("layer0/kernel", (6,))]
-    assert found.critical.mean() == 0.5
+    assert found.outcome.mean() == 0.5
     written(tmp_path / "t.npz", [critical[1][:7], critical[1]])
     with pytest.raises(bench.InputError, match="knows no word whole"):
         bench.read(tmp_path / "t.npz")
@@ -85,7 +85,7 @@ def test_hints_follow_the_words(tmp_path):
 def test_certified_faults_are_not_injected_and_still_counted():
     found = bench.made_up(words=(60, 400))
     flips = [np.zeros((n, 32), bool) for n in (60, 400)]
-    faults = found.space.decode(np.flatnonzero(found.critical))
+    faults = found.space.decode(np.flatnonzero(found.outcome))
     for site, index, bit in zip(faults.site, faults.index, faults.bit, strict=True):
         flips[site][index, bit] = True
     ones = [np.ones((2, n)) for n in (60, 400)]
@@ -103,7 +103,7 @@ def test_true_shares_are_counted_one_by_one():
     faults = found.space.decode(np.arange(found.space.size))
     for level in methods.LEVELS:
         units = methods.units(found.space, (level,))
-        expected = [found.critical[u.holds(faults.site, faults.bit)].mean() for u in units]
+        expected = [found.outcome[u.holds(faults.site, faults.bit)].mean() for u in units]
         np.testing.assert_allclose(bench.shares(found, level), expected)
 
 
@@ -113,7 +113,7 @@ def test_drawn_counts_are_distributed_as_those_of_drawn_faults(method):
     case = bench.Case(method, "layer", 0.05, 0.9)
     sampler, kind = method.split(", ")
     whole = sfi.fixed(sampler, kind)
-    request, oracle = Request(0.05, 0.9), found.critical.__getitem__
+    request, oracle = Request(0.05, 0.9), found.outcome.__getitem__
     drawn = [whole(found.space, found.leaves, request, ("layer",), oracle, s) for s in range(300)]
     counted = [bench.campaigns(found, case)(seed) for seed in range(300)]
     assert drawn[0].injections == counted[0].injections
