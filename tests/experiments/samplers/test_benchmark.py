@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,48 @@ def test_a_truth_is_read_fault_by_fault(tmp_path):
             word, int(b), FLIP
         ).view("u4")
         assert found.outcome[number] == (is_flip[0] and critical[s][i, b] > 0)
+
+
+def test_a_truth_tells_pairs_and_accuracy(tmp_path):
+    values, critical = written(tmp_path / "t.npz", golden_correct=6)
+    correct = [np.int32(6 - np.minimum(x, 6) + (x == 3)) for x in critical]
+    with np.load(tmp_path / "t.npz") as file:
+        arrays = dict(file) | {f"correct_{k}": x for k, x in enumerate(correct)}
+    np.savez(tmp_path / "t.npz", **arrays)
+    for estimate, counts, still in (("pairs", critical, 0), ("accuracy", correct, 6)):
+        found = bench.read(tmp_path / "t.npz", estimate=estimate)
+        faults = found.space.decode(np.arange(found.space.size))
+        for number, (s, i, b, p) in enumerate(zip(*faults, strict=True)):
+            word = values[s].view(np.uint32)[i]
+            is_flip = int(word) >> int(b) & 1 != p
+            assert found.outcome[number] == (counts[s][i, b] if is_flip else still) / 8
+        np.testing.assert_allclose(bench.shares(found, "network"), [found.outcome.mean()])
+        assert found.estimand.unchanged == still / 8
+
+
+def test_a_truth_without_answers_that_are_right_tells_no_accuracy(tmp_path):
+    written(tmp_path / "t.npz")
+    with pytest.raises(bench.InputError, match="does not hold which images are answered right"):
+        bench.read(tmp_path / "t.npz", estimate="accuracy")
+    assert bench.read(tmp_path / "t.npz", estimate="pairs").estimand.parts == 8
+
+
+FIXED = [f"{name}, bernstein" for name in bench.FIXED]
+ESTIMATED = [*FIXED, "iterative", "adaptive by cell", "adaptive by |dw|"]
+
+
+@pytest.mark.parametrize("estimate", ["pairs", "accuracy"])
+@pytest.mark.parametrize("method", ESTIMATED)
+def test_every_sampler_holds_the_committed_truth(estimate, method):
+    """LeNet on digits, network and layers, 12 campaigns at 90%."""
+    path = Path(bench.__file__).parents[1] / "truths" / "lenet_digits.npz"
+    found = bench.read(path, estimate=estimate)
+    for level in ("network", "layer"):
+        row = bench.row(found, bench.Case(method, level, 0.03, 0.9), 12)
+        missed = round((1 - row["coverage"]) * 12 * row["units"])
+        assert stats.binomtest(missed, 12 * row["units"], 0.1, alternative="greater").pvalue > 1e-3
+        if method.startswith("adaptive"):
+            assert row["widest"] <= 0.03
 
 
 def test_words_known_in_part_are_left_out(tmp_path):
@@ -172,6 +215,19 @@ def test_smoke_writes_a_table_a_figure_and_rows(script, tmp_path):
     text = (tmp_path / "new/samplers.md").read_text()
     assert text.count("\n|") == 2 + len(rows)
     assert (tmp_path / "new/samplers.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_smoke_of_another_estimate_keeps_rows_of_its_own(script, tmp_path):
+    flags = ("--smoke", "--levels=network", f"--out={tmp_path}", "--methods=layer_wise,adaptive")
+    ended = script(bench, *flags, "--estimate=accuracy")
+    assert ended.status == 0, ended.err
+    rows = json.loads((tmp_path / "samplers.json").read_text())
+    assert {r["method"] for r in rows} == {
+        "layer_wise, normal", "layer_wise, bernstein", "adaptive by cell", "adaptive by |dw|",
+    }  # fmt: skip
+    assert {r["estimate"] for r in rows} == {"accuracy"}
+    assert "mean accuracy under fault, % of images." in (tmp_path / "samplers.md").read_text()
+    assert "rows of another truth" in script(bench, *flags, "--estimate=pairs").err
 
 
 def test_goes_on_with_the_rows_that_are_there(script, tmp_path, monkeypatch):
