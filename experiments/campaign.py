@@ -113,9 +113,9 @@ def main() -> int | None:
     planned = "as many as it takes" if sampler in METHODS else f"{plan.injections:,}"
     print(
         f"{under.name}: {known} on {len(images):,} images; "
-        f"{planned} of {int(plan.population.sum()):,} faults ({sampler})"
+        f"{planned} of {int(plan.population.sum()):,} faults ({sampler}) for the "
+        f"{estimands.WORDS[args.estimate]}"
     )
-    print(f"estimated: {estimands.WORDS[args.estimate]}")
     if network.left_out:
         print(f"left out: {sites.told(network.left_out)}")
     if chosen is not None:
