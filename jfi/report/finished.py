@@ -70,7 +70,7 @@ def read(workdir: str | os.PathLike) -> Finished:
 
 def _estimand(manifest: Mapping[str, Any]) -> Estimand:
     name = tables.estimated(tables.asked(manifest))
-    return estimands.estimand(name, manifest["images"], manifest.get("golden_accuracy"))
+    return estimands.estimand(name, manifest.get("images"), manifest.get("golden_accuracy"))
 
 
 def _estimate(unit: Mapping[str, Any]) -> Estimate:

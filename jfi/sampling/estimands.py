@@ -63,7 +63,7 @@ def check(name: str, measure: str, labelled: bool) -> str:
         InputError: an unknown estimate, one that the measure does not tell, or accuracy without
             labels.
     """
-    if name not in WORDS:
+    if name not in tuple(WORDS):
         raise InputError(f"estimate {name!r} is unknown; choose from {', '.join(WORDS)}")
     if name != FAULTS and measure == "detect":
         raise InputError(
