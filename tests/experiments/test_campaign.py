@@ -250,9 +250,9 @@ def test_pairs_and_accuracy_stand_beside_their_truth(
     assert "for the share of (fault" in ended.out or "for the mean accuracy under" in ended.out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Estimated" in page and f"--estimate={estimate}" in page
-    assert ("without a fault" in page) == (estimate == "accuracy")
+    assert ("; without a fault" in page) == (estimate == "accuracy")
     other = script(
-        campaign, *arguments[:3], "--sampler=layer_wise", f"--truth={tmp_path / 'whole'}"
+        campaign, *arguments[:4], "--sampler=layer_wise", f"--truth={tmp_path / 'whole'}"
     )
     assert other.status == 2 and f"estimates {estimate}, not faults" in other.err
 
