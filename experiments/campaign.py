@@ -6,7 +6,9 @@
 injects the faults that the sampler draws, judges each on every image, and writes to --workdir:
 manifest.json (what was run), outcomes/*.parquet (one row a fault), summary.json and estimates.csv
 (estimates with margins and intervals), report.html, report.md with figures. A fault is
-critical when it changes the top-1 answer, against the fault-free network, of at least one image.
+critical when it changes the top-1 answer, against the fault-free network, of at least one image;
+--estimate=pairs and --estimate=accuracy estimate the share of critical (fault, image) pairs and the
+mean accuracy under fault in place of the share of critical faults.
 
 A campaign that was stopped, in whatever way, goes on when started again with the same flags; with
 other flags on the same work directory it refuses. --verify, --truth and --memory change no
@@ -28,13 +30,14 @@ from jfi.errors import InputError, VerificationError
 from jfi.faults import read_fault_list
 from jfi.networks import sites
 from jfi.report import tables, tally
+from jfi.sampling import estimands
 from jfi.sampling.estimates import Estimate
 from jfi.study.live import LiveProgress, stoppable
 
 CONFIG = (
     "net weights dataset images sampler fault_model sites error_margin confidence t seed faults "
-    "keep_bits measure criterion output screen levels workload workload_layer activations "
-    "dt".split()
+    "keep_bits measure criterion output screen levels workload workload_layer activations dt "
+    "estimate".split()
 )
 MEBIBYTE = 1 << 20
 
@@ -89,8 +92,11 @@ def main() -> int | None:
     if args.keep_bits and args.measure == "detect":
         raise InputError("keep_bits needs the measure critical or full; detect tells no images")
     check_measure(args.measure, args.screen)
+    # Before anything is read; labels, once they are there or not.
+    estimands.check(args.estimate, args.measure, labelled=True)
     under = target.load(args.activations)
     network, images, labels = under.network, under.images, under.labels
+    estimands.check(args.estimate, args.measure, labels is not None)
     plan = _plan(network)
     chosen = target.choose(network, images, labels, under.criterion)
     if chosen is not None:
@@ -109,7 +115,8 @@ def main() -> int | None:
     planned = "as many as it takes" if sampler in METHODS else f"{plan.injections:,}"
     print(
         f"{under.name}: {known} on {len(images):,} images; "
-        f"{planned} of {int(plan.population.sum()):,} faults ({sampler})"
+        f"{planned} of {int(plan.population.sum()):,} faults ({sampler}) for the "
+        f"{estimands.WORDS[args.estimate]}"
     )
     if network.left_out:
         print(f"left out: {sites.told(network.left_out)}")
@@ -126,7 +133,7 @@ def main() -> int | None:
         if sampler in METHODS:
             summary = despite_wrong(
                 rounds.run, sampler, plan.space, runner, workdir, asked, request=plan.request,
-                levels=tuple(args.levels), seed=plan.seed, **options,
+                levels=tuple(args.levels), seed=plan.seed, estimate=plan.estimate, **options,
             )  # fmt: skip
         else:
             summary = despite_wrong(campaign.run, plan, runner, workdir, asked, **options)
@@ -150,8 +157,9 @@ def _plan(network) -> campaign.Plan:
     args = flags.FLAGS
     if args.faults:
         return campaign.plan_listed(
-            network, read_fault_list(args.faults, sites.listable(network)), target.request()
-        )
+            network, read_fault_list(args.faults, sites.listable(network)), target.request(),
+            args.estimate,
+        )  # fmt: skip
     if args.sampler in METHODS:
         return target.open_plan(network, args.seed)
     return campaign.plan(
@@ -161,6 +169,7 @@ def _plan(network) -> campaign.Plan:
         fault_model=args.fault_model,
         request=target.request(),
         seed=args.seed,
+        estimate=args.estimate,
     )
 
 

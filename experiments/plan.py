@@ -31,6 +31,7 @@ from jfi.engine import golden, split
 from jfi.errors import InputError
 from jfi.networks.program import flops
 from jfi.networks.sites import Network, beside, told, told_beside
+from jfi.sampling import estimands
 
 COMPILE_SECONDS = 1.5  # of one site's programs, on a few cores
 IMAGES = 1000  # of a workload that is not said
@@ -105,6 +106,7 @@ def main() -> None:
         sites_pattern=args.sites,
         fault_model=args.fault_model,
         request=target.request(),
+        estimate=args.estimate,
     )
     count = _images(subject)
     expected = seconds(network, plan, count, golden.golden_rate(network, subject.images))
@@ -181,12 +183,23 @@ def _print_rounds(plan: Plan, network: Network) -> None:
         )
     leaves = network.leaves_of(plan.space.sites)
     method = METHODS[args.sampler](None)
+    # Without images: as if each answer were right, and no fault or one in ten changed all of them.
+    known = estimands.estimand(plan.estimate, IMAGES, 1.0)
+    far = 1 - known.unchanged
     few, many = (
-        method(plan.space, leaves, plan.request, args.levels, oracle, 0).injections
-        for oracle in (lambda ids: np.zeros(ids.size, bool), lambda ids: ids % 10 == 0)
+        method(plan.space, leaves, plan.request, args.levels, oracle, 0, known).injections
+        for oracle in (
+            lambda ids: np.full(ids.size, known.unchanged),
+            lambda ids: np.where(ids % 10 == 0, far, known.unchanged),
+        )
     )
     if args.json:
-        found = {"population": plan.space.size, "none_critical": few, "tenth_critical": many}
+        found = {
+            "population": plan.space.size,
+            "estimate": plan.estimate,
+            "none_critical": few,
+            "tenth_critical": many,
+        }
         return print(json.dumps(found | _beside(plan, network)))
     print(
         f"{plan.space.size:,} faults; {args.sampler} decides as it goes: {few:,} injections if "
@@ -210,6 +223,7 @@ def _print_json(plan: Plan, network: Network, images: int, expected: float) -> N
         json.dumps(
             {
                 "population": plan.space.size,
+                "estimate": plan.estimate,
                 "injections": plan.injections,
                 "images": images,
                 "seconds": round(expected, 1),
@@ -230,7 +244,8 @@ def _print_tables(plan: Plan, network: Network, images: int, expected: float) ->
     if any(len(set(row.get("bits", {}).values())) > 1 for row in rows):
         _print_bits(plan)
     _print_beside(plan, network)
-    print(f"\nexpected on this machine for {images:,} images: {_duration(expected)}")
+    print(f"\nmargin of: {estimands.WORDS[plan.estimate]}")
+    print(f"expected on this machine for {images:,} images: {_duration(expected)}")
 
 
 def _print_bits(plan: Plan) -> None:

@@ -56,7 +56,7 @@ def truth_of(workdir: str, here: Mapping[str, Any]) -> dict[str, float]:
     """Exhaustive shares by unit from the work directory of another campaign.
 
     Raises:
-      InputError: it was not exhaustive, or of other faults, weights or images.
+      InputError: it was not exhaustive, or of other faults, weights, images or estimate.
     """
     there = records.read_manifest(workdir)
     sampler = there.get("config", {}).get("sampler")
@@ -65,6 +65,11 @@ def truth_of(workdir: str, here: Mapping[str, Any]) -> dict[str, float]:
     for part in ("hashes", "sites", "population", "images"):
         if there.get(part) != here[part]:
             raise InputError(f"truth {workdir} has other {part}; it must be of the same campaign")
+    own, other = (tables.estimated(tables.asked(x)) for x in (here, there))
+    if own != other:
+        raise InputError(
+            f"truth {workdir} estimates {other}, not {own}; run it with --estimate={own}"
+        )
     found = records.read_summary(workdir)["estimates"]
     return {unit["unit"]: unit["estimate"] for unit in found}
 

@@ -28,6 +28,7 @@ from jfi.engine.inputs import check_labels
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS
 from jfi.networks.sites import Network
+from jfi.sampling.estimands import WORDS
 from jfi.sampling.methods import LEVELS
 from jfi.sampling.sampling import SAMPLERS, Request
 from jfi.workload import workload as workloads
@@ -167,6 +168,14 @@ def define_flags() -> None:
         f"Units that samplers in rounds reach the margin for: {', '.join(LEVELS)}.",
     )
     flags.DEFINE_enum(
+        "estimate",
+        "faults",
+        list(WORDS),
+        "What margins and intervals are of: the share of faults critical on at least one image "
+        "(faults), the share of (fault, image) pairs that are critical (pairs), or the mean "
+        "accuracy under fault (accuracy), which needs labels.",
+    )
+    flags.DEFINE_enum(
         "fault_model",
         "stuck_at",
         list(FAULT_MODELS),
@@ -220,7 +229,7 @@ def open_plan(network: Network, seed: int = 0) -> Plan:
     args = flags.FLAGS
     return rounds.open_plan(
         network, sites_pattern=args.sites, fault_model=args.fault_model, request=request(),
-        levels=tuple(args.levels), seed=seed,
+        levels=tuple(args.levels), seed=seed, estimate=args.estimate,
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ takes 3 ms to 2 s, most for every bit and small margins. Rows are kept as they c
 it goes on, and more methods or margins join the rows that are there. `scripts/samplers` makes all
 that docs/samplers.md shows, with `experiments.sampler_table`, which puts several truths in one
 figure.
+--estimate=pairs and --estimate=accuracy compare margins of the share of critical (fault, image)
+pairs and of mean accuracy under fault: rows of another estimate need another --out.
 --smoke takes seconds: few campaigns on a small made-up truth.
 """
 
@@ -46,7 +48,8 @@ from jfi.engine.engine import Engine
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace, Site
 from jfi.networks import scores
-from jfi.sampling import adaptive, estimates, methods, sfi, strata
+from jfi.sampling import adaptive, estimands, estimates, methods, sfi, strata
+from jfi.sampling.estimands import ACCURACY, CRITICAL, FAULTS, PAIRS, WORDS, Estimand
 from jfi.sampling.methods import Result
 from jfi.sampling.sampling import SAMPLERS, Request, Stratum
 from jfi.sampling.strata import Split
@@ -70,16 +73,18 @@ class Hints(NamedTuple):
 class Truth(NamedTuple):
     """The known part of a network's faults.
 
-    leaves: golden values of each site of `space`. critical: bool [N], by fault id; cells: how many
-    of each (site, bit), int64 [S, W]. hints: of the same words; None where there are none.
+    leaves: golden values of each site of `space`. outcome: [N], by fault id, bool of critical or
+    not; cells: its sums over each (site, bit), [S, W]. hints: of the same words; None where there
+    are none. estimand: what the outcomes are.
     """
 
     name: str
     space: FaultSpace
     leaves: list[np.ndarray]
-    critical: np.ndarray
+    outcome: np.ndarray
     cells: np.ndarray
     hints: Hints | None = None
+    estimand: Estimand = CRITICAL
 
 
 class Case(NamedTuple):
@@ -97,6 +102,13 @@ def define_flags() -> None:
     flags.DEFINE_string("weights", None, "The weights it is of, for the predictor.")
     flags.DEFINE_string("dataset", None, "The data set it is of, for the predictor.")
     flags.DEFINE_string("data_dir", sets.DATA_DIR, "Where tensorflow-datasets keeps its sets.")
+    flags.DEFINE_enum(
+        "estimate",
+        "faults",
+        list(WORDS),
+        "What margins are of: critical faults, critical (fault, image) pairs, or accuracy under "
+        "fault, of a truth that holds it.",
+    )
     flags.DEFINE_list("margins", ["0.01", "0.005", "0.001"], "Error margins to reach.")
     flags.DEFINE_list("confidences", ["0.95", "0.99"], "Confidences to reach them at.")
     flags.DEFINE_list("levels", list(methods.LEVELS), "Units that must have the margin.")
@@ -107,58 +119,87 @@ def define_flags() -> None:
     flags.DEFINE_bool("smoke", False, "A run of seconds on a made-up truth.")
 
 
-def read(path: str | Path, hints: Hints | None = None) -> Truth:
+def read(path: str | Path, hints: Hints | None = None, estimate: str = "faults") -> Truth:
     """A truth from its file: words with every bit known are its population.
 
     Args:
         hints: of all words of the file's sites.
+        estimate: a name of `jfi.sampling.estimands.WORDS`.
 
     Raises:
-        InputError: a file that is no truth, or knows no word whole.
+        InputError: a file that is no truth, or knows no word whole, or not the accuracy.
     """
     try:
         with np.load(path) as file:
             arrays = dict(file)
         meta = json.loads(str(arrays["meta"]))
-        known = [_known(arrays, number, site) for number, site in enumerate(meta["sites"])]
+        if estimate == ACCURACY and "golden_correct" not in meta:
+            raise InputError(
+                f"truth {path} does not hold which images are answered right; make it again with "
+                "experiments.truth, on images with labels"
+            )
+        estimand = estimands.estimand(
+            estimate, meta["images"], meta.get("golden_correct", 0) / meta["images"]
+        )
+        known = [_known(arrays, n, site, estimand) for n, site in enumerate(meta["sites"])]
         polarities = FAULT_MODELS[meta["fault_model"]]
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"truth {path} cannot be read: {error}") from None
-    wholes = [(images >= 0).all(axis=1) for _, _, images in known]
+    wholes = [(outcome >= 0).all(axis=1) for _, _, outcome in known]
     if hints:
         pairs = [(*own, w) for *own, w in zip(*hints, wholes, strict=True) if w.any()]
         hints = Hints([x[:, w] for x, _, w in pairs], [y[w] for _, y, w in pairs])
-    chosen = [(n, x[w], im[w] > 0) for (n, x, im), w in zip(known, wholes, strict=True) if w.any()]
-    return truth(Path(path).stem, chosen, polarities)._replace(hints=hints)
+    chosen = [(n, x[w], y[w]) for (n, x, y), w in zip(known, wholes, strict=True) if w.any()]
+    return truth(Path(path).stem, chosen, polarities, estimand)._replace(hints=hints)
 
 
-def _known(arrays: Mapping, number: int, site: Mapping) -> tuple[str, np.ndarray, np.ndarray]:
-    """(name, golden values [words], images a flip is critical for [words, width], or -1)."""
+def _known(
+    arrays: Mapping, number: int, site: Mapping, estimand: Estimand
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """(name, golden values [words], the outcome of a flip [words, width], or less than 0)."""
     words = bits.from_bits(arrays[f"words_{number}"], site["dtype"])
-    return site["name"], words, arrays[f"critical_{number}"]
+    images = arrays[f"critical_{number}"]
+    if estimand.name == ACCURACY:
+        return site["name"], words, arrays[f"correct_{number}"] / np.float64(estimand.parts)
+    outcome = np.minimum(images, 1) if estimand.name == FAULTS else images / estimand.parts
+    return site["name"], words, outcome
 
 
-def truth(name: str, known, polarities) -> Truth:
-    """The truth of (site name, values [words], critical bool [words, width]) of each site."""
+def truth(name: str, known, polarities, estimand: Estimand = CRITICAL) -> Truth:
+    """The truth of (site name, values [words], outcomes of flips [words, width]) of each site."""
     if not known:
         raise InputError(f"truth {name} knows no word whole; run more of it")
     space = FaultSpace([Site(n, x.shape, x.dtype) for n, x, _ in known], polarities)
-    critical = np.concatenate([_by_fault(space, x, flips) for _, x, flips in known])
-    _, cells = sfi.tally(space, np.arange(space.size), critical)
-    return Truth(name, space, [x for _, x, _ in known], critical, cells)
+    outcome = np.concatenate([_by_fault(space, *own, estimand.unchanged) for _, *own in known])
+    faults = space.decode(np.arange(space.size))
+    cell = np.ravel_multi_index((faults.site, faults.bit), space.cells.shape)
+    cells = np.bincount(cell, outcome, space.cells.size).reshape(space.cells.shape)
+    if estimand == CRITICAL:
+        outcome, cells = outcome > 0, cells.astype(np.int64)
+    return Truth(name, space, [x for _, x, _ in known], outcome, cells, None, estimand)
 
 
-def _by_fault(space: FaultSpace, values: np.ndarray, flips: np.ndarray) -> np.ndarray:
-    """Whether each fault of a site is critical, in the order of ids: one that changes its word is
-    the flip, one that does not is not critical."""
+def _by_fault(
+    space: FaultSpace, values: np.ndarray, flips: np.ndarray, unchanged: float
+) -> np.ndarray:
+    """The outcome of each fault of a site, in the order of ids: one that changes its word is the
+    flip."""
     words = bits.to_bits(values)[:, None, None]
     bit = np.arange(flips.shape[1])[:, None]
     changes = bits.set_bit(words, bit, np.array(space.polarities)) != words
-    return (flips[:, :, None] & changes).ravel()
+    return np.where(changes, flips[:, :, None], unchanged).ravel()
 
 
-def made_up(seed: int = 0, words: tuple[int, ...] = (60, 400, 900)) -> Truth:
-    """A small truth like the real ones: rare, growing with |dw|, most in high exponent bits."""
+def made_up(
+    seed: int = 0, words: tuple[int, ...] = (60, 400, 900), estimate: str = "faults"
+) -> Truth:
+    """A small truth like the real ones: rare, growing with |dw|, most in high exponent bits.
+
+    Of 20 images a critical fault changes any number, most often few; golden accuracy is 95%.
+    """
+    estimand = estimands.estimand(estimate, 20, 0.95)
     rng = np.random.default_rng(seed)
     known = []
     for number, size in enumerate(words):
@@ -166,8 +207,14 @@ def made_up(seed: int = 0, words: tuple[int, ...] = (60, 400, 900)) -> Truth:
         moves = np.stack([strata.distances(values, bit) for bit in range(32)], axis=1)
         with np.errstate(divide="ignore"):
             threshold = np.exp(rng.normal(1.0 + number, 1.0, size))[:, None]
-        known.append((f"layer{number}", values, ~(moves < threshold)))
-    return truth("made-up", known, FAULT_MODELS["stuck_at"])
+        critical = ~(moves < threshold)
+        if estimand != CRITICAL:
+            changed = critical * np.ceil(20 * rng.beta(0.5, 1.0, critical.shape)) / 20
+            # Of answers that change, one in twenty was wrong, and may come out right.
+            mended = np.minimum(changed, rng.random(critical.shape) < 0.05) / 20
+            critical = changed if estimand.name == PAIRS else 0.95 * (1 - changed) + mended
+        known.append((f"layer{number}", values, critical))
+    return truth("made-up", known, FAULT_MODELS["stuck_at"], estimand)
 
 
 def _meta(path: str | Path) -> dict:
@@ -208,7 +255,8 @@ def hints_of(path: str | Path, weights: str, dataset: str) -> Hints:
 
 def names(found: Truth) -> list[str]:
     """The methods that the truth lets compare."""
-    fixed = [f"{name}, {kind}" for name in FIXED for kind in ("normal", "clopper_pearson")]
+    proven = "clopper_pearson" if found.estimand == CRITICAL else "bernstein"
+    fixed = [f"{name}, {kind}" for name in FIXED for kind in ("normal", proven)]
     more = ["iterative", "adaptive by cell", "adaptive by |dw|"]
     hinted = ["adaptive by score", "adaptive certified"] if found.hints else []
     return [*fixed, *more, *hinted]
@@ -230,16 +278,20 @@ def split_of(found: Truth, method: str) -> Split:
 def campaigns(found: Truth, case: Case) -> Callable[[int], Result]:
     """The campaigns of a method, by seed."""
     request, levels = Request(case.margin, case.confidence), (case.level,)
-    if case.method.split(",")[0] in FIXED:
-        parts = SAMPLERS[case.method.split(",")[0]](found.space, found.leaves, request)
+    name, _, kind = case.method.partition(", ")
+    if name in FIXED and found.estimand != CRITICAL:
+        method = sfi.fixed(name, kind)
+    elif name in FIXED:
+        parts = SAMPLERS[name](found.space, found.leaves, request)
         return partial(fixed, found, case, request, parts)
-    if case.method == "iterative":
+    elif case.method == "iterative":
         method = sfi.iterative()
     else:
         parts = strata.strata(found.space, found.leaves, split_of(found, case.method))
         method = adaptive.over(lambda space, leaves: parts)
-    oracle = found.critical.__getitem__
-    return partial(method, found.space, found.leaves, request, levels, oracle)
+    of = {"oracle": found.outcome.__getitem__, "estimand": found.estimand}
+    asked = found.space, found.leaves, request, levels
+    return lambda seed: method(*asked, seed=seed, **of)
 
 
 def fixed(
@@ -264,11 +316,11 @@ def fixed(
 
 
 def shares(found: Truth, level: str) -> np.ndarray:
-    """The true share of critical faults in each unit of a level."""
-    critical, population = found.cells, found.space.cells
+    """The true mean outcome of each unit of a level."""
+    total, population = found.cells, found.space.cells
     units = methods.units(found.space, (level,))
     where = [tuple(slice(None) if a is None else a for a in (u.site, u.bit)) for u in units]
-    return np.array([critical[w].sum() / population[w].sum() for w in where])
+    return np.array([total[w].sum() / population[w].sum() for w in where])
 
 
 def row(found: Truth, case: Case, repeats: int) -> dict:
@@ -305,7 +357,10 @@ ENDS, TINY = ("low", "high"), 1e-12
 
 def identity(found: Truth) -> dict:
     """What rows say of their truth."""
-    return {"truth": found.name, "faults": found.space.size, "critical": int(found.critical.sum())}
+    about = {"truth": found.name, "faults": found.space.size}
+    if found.estimand == CRITICAL:
+        return about | {"critical": int(found.outcome.sum())}
+    return about | {"estimate": found.estimand.name, "mean": float(found.outcome.mean())}
 
 
 def known_rows(path: Path, found: Truth) -> list[dict]:
@@ -366,9 +421,10 @@ def _held_row(case: Case, repeats: int) -> dict:
 
 def table(found: Truth, rows: list[dict]) -> str:
     """The comparison as markdown."""
-    size, share = found.space.size, found.critical.mean()
+    size, share = found.space.size, found.outcome.mean()
+    what = "critical" if found.estimand == CRITICAL else WORDS[found.estimand.name]
     lines = [
-        f"{found.name}: {size:,} stuck-at faults, {share:.3%} critical.",
+        f"{found.name}: {size:,} stuck-at faults, {share:.3%} {what}.",
         "",
         "| method | units | e | confidence | injections | margin | widest | coverage | its low "
         "| campaigns |",
@@ -453,12 +509,12 @@ def main() -> None:
 def _truth() -> Truth:
     args = flags.FLAGS
     if args.smoke:
-        return made_up()
+        return made_up(estimate=args.estimate)
     if args.truth is None:
         raise InputError("no --truth given; name a .npz file of experiments.truth, or --smoke")
     if (args.weights is None) != (args.dataset is None):
         raise InputError("the predictor needs both --weights and --dataset; give both or none")
-    return read(args.truth)
+    return read(args.truth, estimate=args.estimate)
 
 
 def _hinted(known: Truth) -> Truth:
@@ -466,7 +522,7 @@ def _hinted(known: Truth) -> Truth:
     args = flags.FLAGS
     if args.smoke or args.weights is None:
         return known
-    return read(args.truth, _kept_hints(Path(args.out) / HINTS))
+    return read(args.truth, _kept_hints(Path(args.out) / HINTS), args.estimate)
 
 
 def _kept_hints(path: Path) -> Hints:

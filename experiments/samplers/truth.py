@@ -15,8 +15,11 @@ The file is a compressed .npz of:
 
     meta         JSON text: net, dataset, images, seed, fault_model, sites [{name, shape, dtype}],
                  weights_hash, images_hash, commit, seconds and flips (of the run that ended it)
+                 golden_correct, images that the network answers right (where there are labels)
     critical_k   int32 [words, width] for site number k: images that the flip of that bit is
                  critical for; -1 where it was not run
+    correct_k    the same, images answered right with that flip; only where there are labels (files
+                 made before it was kept lack it)
     words_k      unsigned [words]: the golden words of site number k
 """
 
@@ -48,7 +51,7 @@ from jfi.sampling.sampling import Request, Stratum
 
 CONFIG = "net weights dataset images sites share seed dt".split()
 UNKNOWN = -1
-COLUMNS = ("site", "index", "bit", "critical")
+COLUMNS = ("site", "index", "bit", "critical", "correct")
 # What reading a file may raise that is not, or not whole, what was written.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 
@@ -58,12 +61,14 @@ class Truth(NamedTuple):
 
     critical: int32 [words, width] a site, images that a flip is critical for; -1: not run.
     words: unsigned [words] a site, the golden words.
+    correct: as critical, images that are answered right; None where that is not known.
     """
 
     meta: dict[str, Any]
     sites: tuple[Site, ...]
     critical: tuple[np.ndarray, ...]
     words: tuple[np.ndarray, ...]
+    correct: tuple[np.ndarray, ...] | None = None
 
     @property
     def space(self) -> FaultSpace:
@@ -136,7 +141,7 @@ def complete(truth: Truth) -> Truth:
     whole = [k for k, images in enumerate(truth.critical) if (images != UNKNOWN).all()]
     if not whole:
         raise InputError("the truth knows no site in full; make one with --sites")
-    return Truth(truth.meta, *(tuple(column[k] for k in whole) for column in truth[1:]))
+    return Truth(truth.meta, *(column and tuple(column[k] for k in whole) for column in truth[1:]))
 
 
 def load(path: str | os.PathLike) -> Truth:
@@ -151,18 +156,20 @@ def load(path: str | os.PathLike) -> Truth:
             found = tuple(
                 Site(s["name"], tuple(s["shape"]), np.dtype(s["dtype"])) for s in meta["sites"]
             )
-            critical, words = (
-                tuple(file[f"{name}_{k}"] for k in range(len(found)))
-                for name in ("critical", "words")
+            critical, words, correct = (
+                tuple(file[f"{name}_{k}"] for k in range(len(found)) if f"{name}_{k}" in file)
+                for name in ("critical", "words", "correct")
             )
     except FileNotFoundError:
         raise InputError(f"truth {path}: no such file; experiments.truth makes one") from None
     except _DAMAGED as error:
         raise InputError(f"truth {path}: truncated, or not a file of experiments.truth") from error
+    if not len(found) == len(critical) == len(words) or len(correct) not in (0, len(found)):
+        raise InputError(f"truth {path}: truncated, or not a file of experiments.truth")
     for site, images, own in zip(found, critical, words, strict=True):
         if images.shape != (site.words, site.width) or own.shape != (site.words,):
             raise InputError(f"truth {path}: {site.name} has {images.shape} and {own.shape} values")
-    return Truth(meta, found, critical, words)
+    return Truth(meta, found, critical, words, correct or None)
 
 
 def save(path: str | os.PathLike, truth: Truth) -> None:
@@ -171,6 +178,7 @@ def save(path: str | os.PathLike, truth: Truth) -> None:
     arrays = {"meta": np.array(json.dumps(truth.meta))}
     for k, (critical, words) in enumerate(zip(truth.critical, truth.words, strict=True)):
         arrays |= {f"critical_{k}": critical, f"words_{k}": words}
+    arrays |= {f"correct_{k}": correct for k, correct in enumerate(truth.correct or ())}
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -230,7 +238,10 @@ def write(
     chosen = work.space.sites
     meta = {**config, **_meta(chosen, engine, records.read_manifest(parts), summary["run"])}
     words = (bits.to_bits(engine.network.values(site)).ravel() for site in chosen)
-    truth = Truth(meta, chosen, collect(parts, chosen), tuple(words))
+    if engine.is_labelled:
+        meta["golden_correct"] = int((engine.golden.top1 == engine.labels).sum())
+    correct = collect(parts, chosen, "correct") if engine.is_labelled else None
+    truth = Truth(meta, chosen, collect(parts, chosen), tuple(words), correct)
     save(out, truth)
     shutil.rmtree(parts)
     return truth
@@ -252,14 +263,16 @@ def _meta(chosen: tuple[Site, ...], engine: Engine, manifest: Mapping, run: Mapp
     }
 
 
-def collect(workdir: str | os.PathLike, own: tuple[Site, ...]) -> tuple[np.ndarray, ...]:
-    """int32 [words, width] of each site, from the outcomes of flips in a work directory."""
-    critical = tuple(np.full((site.words, site.width), UNKNOWN, np.int32) for site in own)
+def collect(
+    workdir: str | os.PathLike, own: tuple[Site, ...], column: str = "critical"
+) -> tuple[np.ndarray, ...]:
+    """int32 [words, width] of each site, from a column of the flips in a work directory."""
+    counts = tuple(np.full((site.words, site.width), UNKNOWN, np.int32) for site in own)
     for shard in records.read_shards(workdir, COLUMNS):
         for number in np.unique(shard["site"]):
             rows = shard["site"] == number
-            critical[number][shard["index"][rows], shard["bit"][rows]] = shard["critical"][rows]
-    return critical
+            counts[number][shard["index"][rows], shard["bit"][rows]] = shard[column][rows]
+    return counts
 
 
 def _of_stuck_at(flips: Estimate) -> Estimate:

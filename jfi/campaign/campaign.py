@@ -26,7 +26,9 @@ from jfi.hardware.chunks import chunks
 from jfi.hardware.devices import host
 from jfi.networks import program, sites, taps
 from jfi.networks.sites import Network, golden_words
-from jfi.sampling import estimates
+from jfi.sampling import bernstein, estimands, estimates
+from jfi.sampling.bernstein import Sums
+from jfi.sampling.estimands import CRITICAL, FAULTS, Estimand
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.sampling import SAMPLERS, Request, Sample, Stratum, check, strata_cells
 from jfi.workload.workload import Selection
@@ -55,6 +57,7 @@ class Plan(NamedTuple):
     strata: how many faults are drawn from which part of the space.
     population: int64 [S, W], faults each (site, bit) stands for.
     listed: ids of an explicit fault list, in its order; None where faults are drawn.
+    estimate: what is estimated, a name of `jfi.sampling.estimands.WORDS`.
     """
 
     space: FaultSpace
@@ -63,6 +66,7 @@ class Plan(NamedTuple):
     population: np.ndarray
     seed: int = 0
     listed: np.ndarray | None = None
+    estimate: str = FAULTS
 
     @property
     def injections(self) -> int:
@@ -78,19 +82,23 @@ def plan(
     fault_model: str = "stuck_at",
     request: Request | None = None,
     seed: int = 0,
+    estimate: str = FAULTS,
 ) -> Plan:
     """The sample that a named sampler takes of a network's faults; draws nothing yet.
 
     Args:
       sites_pattern: regular expression of the sites (`sites.select`).
       fault_model: a name of `FAULT_MODELS`.
+      estimate: what margins are of: the share of critical `faults`, of critical `pairs`, or the
+        mean `accuracy` under fault. Sizes are those of p = 0.5, safe for any of them.
 
     Raises:
-      InputError: an unknown sampler or fault model, a pattern that matches nothing, or a request
-        out of range.
+      InputError: an unknown sampler, fault model or estimate, a pattern that matches nothing, or a
+        request out of range.
     """
     check_name("sampler", sampler, SAMPLERS)
     check_name("fault model", fault_model, FAULT_MODELS)
+    check_name("estimate", estimate, estimands.WORDS)
     request = check(request or Request())
     check_seed(seed)
     chosen = sites.select(network, sites_pattern, fault_model)
@@ -101,17 +109,21 @@ def plan(
         raise InputError(
             f"error margin {request.error_margin} asks for no injection at all; make it smaller"
         )
-    return Plan(space, request, strata, space.cells, seed)
+    return Plan(space, request, strata, space.cells, seed, estimate=estimate)
 
 
-def plan_listed(network: Network, faults: Faults, request: Request | None = None) -> Plan:
+def plan_listed(
+    network: Network, faults: Faults, request: Request | None = None, estimate: str = FAULTS
+) -> Plan:
     """A plan that injects exactly `faults`; their `site` is a position in `sites.listable`.
 
     The list is its own population: its shares are exact for it and say nothing beyond.
 
     Raises:
-      InputError: no fault, or one that is none of the sites' (`jfi.faults.check_faults`).
+      InputError: no fault, or one that is none of the sites' (`jfi.faults.check_faults`); an
+        unknown estimate.
     """
+    check_name("estimate", estimate, estimands.WORDS)
     polarities = sorted({p for model in FAULT_MODELS.values() for p in model})
     space = FaultSpace(sites.listable(network), polarities)
     faults = check_faults(faults, space.sites)
@@ -121,7 +133,8 @@ def plan_listed(network: Network, faults: Faults, request: Request | None = None
     population = np.zeros_like(space.cells)
     np.add.at(population, (faults.site, faults.bit), 1)
     strata = (Stratum(None, None, ids.size, ids.size, 0.5),)
-    return Plan(space, check(request or Request()), strata, population, listed=ids)
+    request = check(request or Request())
+    return Plan(space, request, strata, population, listed=ids, estimate=estimate)
 
 
 def drawn(plan: Plan) -> Callable[[int, int], np.ndarray]:
@@ -138,6 +151,7 @@ class Progress(NamedTuple):
     total: int | None  # None where a method decides as it goes
     resumed: int  # of `done`, those found in the work directory
     estimate: Estimate | None  # of the network, so far; None where a method gives it at its end
+    estimand: Estimand = CRITICAL  # what it is of
 
 
 def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = None, **options):
@@ -174,6 +188,8 @@ def identity(plan: Plan, engine: Engine, measure: str, sampler: str | None = Non
         "rounding": compiling.ROUNDING,
         "shard_faults": shard_size(len(engine.images), measure),
         "sampler": sampler,
+        # Records made before there were others hold none.
+        **({} if plan.estimate == FAULTS else {"estimate": plan.estimate}),
         **options,
         "strata": records.hash_json({"strata": plan.strata}),
         "seed": plan.seed,
@@ -245,6 +261,7 @@ def manifest(
         "beside": [g._asdict() for g in sites.beside(engine.network, plan.space.sites)],
         "strata": [stratum._asdict() for stratum in plan.strata],
         "images": len(engine.images),
+        "golden_accuracy": golden_accuracy(engine),
         "workload": workload,
         "quantile": plan.request.quantile,
         "precision": "float32 products in full (no TF32)",
@@ -277,18 +294,21 @@ def run(
       workload: how the engine's images were chosen, for the record.
 
     Returns:
-      `population`, `injections`, `estimates` (one object a unit), `verify`, `decided` (pairs by
-      identity, certificate, inference, or never asked for as the fault was known critical),
-      `pairs` (of the sample, by outcome), `subnormal` (faults that make a word subnormal, which
-      XLA's code for CPUs takes for zero) and `run` (seconds and verdicts of this call).
+      `population`, `injections`, `estimate` (of what), `estimates` (one object a unit), `verify`,
+      `decided` (pairs by identity, certificate, inference, or never asked for as the fault was
+      known critical), `pairs` (of the sample, by outcome), `subnormal` (faults that make a word
+      subnormal, which XLA's code for CPUs takes for zero) and `run` (seconds and verdicts of this
+      call).
 
     Raises:
       InputError: the work directory can't be used, or holds another campaign; a measure that is
-        unknown or can't be screened; an engine of other sites than the plan.
+        unknown or can't be screened, or does not tell the plan's estimate; an engine of other sites
+        than the plan, or without labels where the estimate is accuracy.
       VerificationError: a naive run contradicts a verdict; everything is on record by then.
       OSError: a write failed; what was recorded before stays.
     """
     engine.check_measure(measure)
+    estimands.check(plan.estimate, measure, engine.is_labelled)
     own = identity(plan, engine, measure)
     path = records.open_workdir(workdir, manifest(plan, engine, config, own, workload))
     made_by = records.hash_json(own)
@@ -307,7 +327,7 @@ def run(
             ran += hi - lo
         tally.add(records.recorded(path, number, ids(lo, hi), tally.columns, made_by))
         so_far = tally.estimate(("network",))[0]
-        progress(Progress(ran + resumed, plan.injections, resumed, so_far))
+        progress(Progress(ran + resumed, plan.injections, resumed, so_far, tally.estimand))
     seconds = time.perf_counter() - started
     ends = np.minimum(np.arange(size, plan.injections + size, size), plan.injections)
     checked = verified(plan, engine, path, ids, ends, verify_pairs, measure, made_by)
@@ -352,6 +372,7 @@ def summary(
         "population": int(tally.plan.population.sum()),
         "injections": int(tally.injections.sum()),
         "images": tally.images,
+        "estimate": tally.estimand.name,
         "estimates": [estimate._asdict() for estimate in found],
         "verify": {**checked._asdict(), "bound": checked.bound},
         "decided": tally.decided,
@@ -383,6 +404,8 @@ class Tally:
         self.classes = TOLD[measure]
         how = "decided", "inferred", "certified", "first_critical"
         self.columns = (*Faults._fields, *how, *self.classes)
+        self.estimand = estimands.estimand(plan.estimate, self.images, golden_accuracy(engine))
+        self.sums = np.zeros((3, bernstein.PARTS, *plan.population.shape), np.int64)
         self.injections = np.zeros_like(plan.population)
         self.critical = np.zeros_like(plan.population)
         self.pairs, self.subnormal = dict.fromkeys(self.classes, 0), 0
@@ -392,6 +415,10 @@ class Tally:
         cell = shard["site"], shard["bit"]
         np.add.at(self.injections, cell, 1)
         np.add.at(self.critical, cell, shard["first_critical"] >= 0)
+        if self.estimand.name != FAULTS:
+            part, count = bernstein.part(shard["id"], self.plan.seed), self.estimand.counts(shard)
+            for sums, x in zip(self.sums, (1, count, count**2), strict=True):
+                np.add.at(sums, (part, *cell), x)
         for name in self.classes:
             self.pairs[name] += int(shard[name].sum(dtype=np.int64))
         faults = Faults(*(shard[name] for name in Faults._fields))
@@ -415,7 +442,21 @@ class Tally:
             t=self.plan.request.t,
             assumed_p=assumed,
             levels=levels,
+            outcomes=self.outcomes(),
         )
+
+    def outcomes(self) -> Sums | None:
+        """The sums of outcomes in [0, 1]; None of those that are critical or not."""
+        if self.estimand.name == FAULTS:
+            return None
+        injections, total, squares = self.sums
+        parts = self.estimand.parts
+        return Sums(injections, total / parts, squares / parts**2, self.estimand.unchanged)
+
+
+def golden_accuracy(engine: Engine) -> float | None:
+    """The share of images that the golden network answers right; None without labels."""
+    return engine.accuracy if engine.is_labelled else None
 
 
 def verified(

@@ -30,6 +30,8 @@ from jfi.outcomes import Outcomes
 MANIFEST, SUMMARY, SHARDS = "manifest.json", "summary.json", "outcomes"
 IDENTITY, INFERENCE = 0, 1  # how a row was decided: known without a run, or by running it
 BITS = ("critical_bits", "masked_bits")  # columns of packed bits, one an image
+# Of a flag that is not on record: it came later.
+_DEFAULTS = {"config": {"estimate": "faults"}}
 _IDENTITY = "jfi_identity"  # in the metadata of a shard
 _PARTIAL = ".partial"  # suffix of files being written
 
@@ -55,7 +57,8 @@ def open_workdir(path: str | os.PathLike, manifest: Mapping[str, Any]) -> Path:
     there, here = read_manifest(workdir), _strict(manifest)
     # What a user knows by name comes before what only decides outcomes.
     for part, what in (("config", "flags"), ("hashes", "content"), ("identity", "content")):
-        _refuse_difference(workdir, f"other {what}", there.get(part, {}), here.get(part, {}))
+        old, new = (_DEFAULTS.get(part, {}) | x.get(part, {}) for x in (there, here))
+        _refuse_difference(workdir, f"other {what}", old, new)
     return workdir
 
 

@@ -1,7 +1,7 @@
 """A campaign of a method that chooses its faults in rounds (`jfi.sampling.methods`), run and
 recorded.
 
-The method asks which faults are critical, the engine answers, and every answer is a shard on
+The method asks for the outcomes of faults, the engine answers, and every answer is a shard on
 record. What a method asks depends on its seed and on earlier answers alone: a campaign that was
 killed asks the same again, and finds the answers on record.
 """
@@ -24,7 +24,8 @@ from jfi.faults import FAULT_MODELS, FaultSpace
 from jfi.hardware.chunks import chunks
 from jfi.networks import scores, sites
 from jfi.networks.sites import Network
-from jfi.sampling import adaptive, methods, sfi, strata
+from jfi.sampling import adaptive, estimands, methods, sfi, strata
+from jfi.sampling.estimands import FAULTS
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.methods import Interval, Method
 from jfi.sampling.sampling import Request, check
@@ -71,20 +72,22 @@ def open_plan(
     request: Request | None = None,
     levels: tuple[str, ...] = ("network",),
     seed: int = 0,
+    estimate: str = FAULTS,
 ) -> Plan:
     """The faults that a method is to choose from, as `campaign.plan` has those of a sampler.
 
     Raises:
-      InputError: an unknown fault model or level, a pattern that matches nothing, a request out
-        of range, or a negative seed.
+      InputError: an unknown fault model, level or estimate, a pattern that matches nothing, a
+        request out of range, or a negative seed.
     """
     campaign.check_name("fault model", fault_model, FAULT_MODELS)
+    campaign.check_name("estimate", estimate, estimands.WORDS)
     request = check(request or Request())
     campaign.check_seed(seed)
     chosen = sites.select(network, sites_pattern, fault_model)
     space = FaultSpace(chosen, FAULT_MODELS[fault_model])
     methods.units(space, levels)
-    return Plan(space, request, (), space.cells, seed)
+    return Plan(space, request, (), space.cells, seed, estimate=estimate)
 
 
 def run(
@@ -97,6 +100,7 @@ def run(
     request: Request | None = None,
     levels: tuple[str, ...] = ("network",),
     seed: int = 0,
+    estimate: str = FAULTS,
     measure: str = "critical",
     verify_pairs: int = 0,
     keep_bits: bool = False,
@@ -110,6 +114,7 @@ def run(
       space: faults of `engine.sites`.
       request: the margin wanted of every unit, and the confidence.
       levels: of `jfi.sampling.methods.LEVELS`.
+      estimate: what margins are of, as of `jfi.campaign.campaign.plan`.
       config, measure, verify_pairs, keep_bits, workload, progress: as of
         `jfi.campaign.campaign.run`.
 
@@ -119,22 +124,26 @@ def run(
       after each, where the method tells it.
 
     Raises:
-      InputError: an unknown method, level or measure, or a request out of range; a work directory
-        that can't be used, or holds another campaign.
+      InputError: an unknown method, level, estimate or measure, or a request out of range; a
+        measure that does not tell the estimate, or accuracy without labels; a work directory that
+        can't be used, or holds another campaign.
       VerificationError: a naive run contradicts a verdict; everything is on record by then.
       OSError: a write failed; what was recorded before stays.
     """
     campaign.check_name("sampler", name, METHODS)
     engine.check_measure(measure)
+    estimands.check(estimate, measure, engine.is_labelled)
     methods.units(space, levels)
-    plan = Plan(space, check(request or Request()), (), space.cells, seed)
+    plan = Plan(space, check(request or Request()), (), space.cells, seed, estimate=estimate)
     own = campaign.identity(plan, engine, measure, name, levels=list(levels))
     path = records.open_workdir(workdir, campaign.manifest(plan, engine, config, own, workload))
     made_by = records.hash_json(own)
     answers = _Answers(path, plan, engine, measure, made_by, keep_bits, progress)
     leaves = engine.network.leaves_of(space.sites)
     started = time.perf_counter()
-    found = METHODS[name](engine)(space, leaves, plan.request, levels, answers, seed)
+    found = METHODS[name](engine)(
+        space, leaves, plan.request, levels, answers, seed, answers.tally.estimand
+    )
     seconds = time.perf_counter() - started
     records.check_count(path, len(answers.ids))
     # None at all, where what is known beforehand bounds every unit.
@@ -143,7 +152,9 @@ def run(
     checked = campaign.verified(
         plan, engine, path, lambda lo, hi: ids[lo:hi], ends, verify_pairs, measure, answers.identity
     )
-    units = [_estimate(unit) for unit in found.units]
+    asked = methods.units(space, levels)
+    critical = [int(sfi.of_unit(unit, answers.tally.critical)) for unit in asked]
+    units = [_estimate(*pair) for pair in zip(found.units, critical, strict=True)]
     summary = campaign.summary(answers.tally, units, checked, answers.ran, seconds)
     summary["rounds"] = found.rounds
     # The first unit asked for is the network's, where that level is asked for at all.
@@ -173,10 +184,10 @@ class _Answers:
         self.ran = 0
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """bool [n]: whether each fault is critical for any image."""
+        """float64 [n]: the outcome of each fault."""
         size = campaign.shard_size(len(self.engine.images), self.measure)
         parts = [self._answer(ids[part]) for part in chunks(ids.size, size)]
-        return np.concatenate([np.empty(0, bool), *parts])
+        return np.concatenate([np.empty(0), *parts])
 
     def _answer(self, ids: np.ndarray) -> np.ndarray:
         number = len(self.ids)
@@ -192,13 +203,14 @@ class _Answers:
         self.tally.add(shard)
         self.ids.append(ids)
         done = sum(part.size for part in self.ids)
-        self.progress(Progress(done, None, done - self.ran, None))
-        return shard["first_critical"] >= 0
+        estimand = self.tally.estimand
+        self.progress(Progress(done, None, done - self.ran, None, estimand))
+        return estimand.counts(shard) / max(estimand.parts, 1)
 
 
-def _estimate(unit: Interval) -> Estimate:
+def _estimate(unit: Interval, critical: int) -> Estimate:
     """The interval of a method, in both places of an estimate's intervals."""
     label = unit.unit, unit.level, unit.site, unit.bit
-    counts = unit.population, unit.injections, unit.critical
+    counts = unit.population, unit.injections, critical
     ends = unit.low, unit.high
     return Estimate(*label, *counts, unit.estimate, unit.margin, *ends, *ends, 0.0)

@@ -91,6 +91,7 @@ class Engine:
         self.answers = _answers(self.by, self.golden.logits)
         given = (len(self.images), self.by, criterion.text)
         self.labels = self.answers if labels is None else check_labels(labels, *given)
+        self.is_labelled = labels is not None
         self._right = _right(self.by, self.golden.logits, self.labels)
         self.order, self.is_ordered = check_order(order, self.golden, self.by), order is not None
         self.sites = check_sites(network, sites)

@@ -10,6 +10,8 @@ from jfi.errors import InputError
 from jfi.report import tables, tally
 from jfi.report.names import clean
 from jfi.report.tally import Seen, Word
+from jfi.sampling import estimands
+from jfi.sampling.estimands import Estimand
 from jfi.sampling.estimates import Estimate
 
 _SHARES = ("estimate", "margin", "low", "high", "cp_low", "cp_high", "unsampled")
@@ -57,13 +59,18 @@ def read(workdir: str | os.PathLike) -> Finished:
     try:
         estimates = tuple(map(_estimate, summary["estimates"]))
         worst = tuple(Word(**word) for word in summary.get("worst", ()))
-        seen = tally.read(workdir, manifest)
+        seen = tally.read(workdir, manifest, _estimand(manifest))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"run {named} was written by another version of jfi, or is damaged: its record lacks "
             f"what a report needs ({clean(str(error))}); run its campaign again"
         ) from error
     return Finished(workdir, manifest, summary, estimates, seen, worst or seen.worst)
+
+
+def _estimand(manifest: Mapping[str, Any]) -> Estimand:
+    name = tables.estimated(tables.asked(manifest))
+    return estimands.estimand(name, manifest.get("images"), manifest.get("golden_accuracy"))
 
 
 def _estimate(unit: Mapping[str, Any]) -> Estimate:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jfi.report.tally import Seen
 from jfi.sampling import estimates
+from jfi.sampling.bernstein import Sums
 from jfi.sampling.estimates import Estimate
 from jfi.sampling.sampling import Stratum, strata_cells
 
@@ -48,13 +49,14 @@ def _of_sample(
     strata = [Stratum(**stratum) for stratum in manifest.get("strata", ())]
     stratum, assumed = strata_cells(population.shape, strata)
     _, confidence, t = manifest["identity"]["request"]
-    counts = zip(np.cumsum(seen.injected, axis=0), np.cumsum(seen.revealed, axis=0), strict=True)
+    injected, revealed = (np.cumsum(x, axis=0) for x in (seen.injected, seen.revealed))
     so_far = [
         estimates.estimate(
-            manifest["sites"], population, injected, critical, stratum,
+            manifest["sites"], population, injected[k], revealed[k], stratum,
             confidence=confidence, t=t, assumed_p=assumed, levels=("network",),
+            outcomes=_first(seen.outcomes, k + 1),
         )[0]
-        for injected, critical in counts
+        for k in range(len(injected))
     ]  # fmt: skip
     # An estimate that misses strata speaks of another part of the network.
     return [
@@ -62,6 +64,12 @@ def _of_sample(
         for e in so_far
         if e.injections and e.unsampled <= whole.unsampled + 1e-9
     ]
+
+
+def _first(outcomes: Sums | None, parts: int) -> Sums | None:
+    if outcomes is None:
+        return None
+    return Sums(*(x[:parts] for x in outcomes[:3]), outcomes.unchanged)
 
 
 def _population(manifest, found: Sequence[Estimate], shape: tuple[int, int]) -> np.ndarray:

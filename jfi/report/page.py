@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jfi.report.figures import around, axis, mark, shade
 from jfi.report.finished import Finished
 from jfi.report.names import clean, shortened
 from jfi.report.tables import percent
+from jfi.sampling.estimands import ACCURACY, FAULTS, WORDS
 from jfi.sampling.estimates import Estimate
 
 PAGE = "report.html"
@@ -62,6 +63,7 @@ def page(
     """The page as HTML; arguments as of `write`."""
     content = {
         "title": f"Faults in {run.config.get('net') or 'the network'}",
+        "what": tables.TITLES[tables.estimated(run.config)],
         "answer": _answer(run),
         "asked": _asked(run),
         "layers": _rows(run, truth or {}),
@@ -105,7 +107,7 @@ def _answer(run: Finished) -> dict[str, Any]:
     return {
         "value": None if math.isnan(e.estimate) else percent(e.estimate),
         "interval": None if exact else f"{percent(e.cp_low)}% to {percent(e.cp_high)}%",
-        "text": tables.sentence(e, {"config": run.config}, images),
+        "text": tables.sentence(e, {**run.manifest, "config": run.config}, images),
     }
 
 
@@ -134,6 +136,12 @@ def _asked(run: Finished) -> list[tuple[str, str]]:
         ("Critical", f"a fault that {tables.critical(manifest)}, against the network without a "
          f"fault{'' if tables.is_of_workload(manifest) else ', of at least one image'}"),
     ]  # fmt: skip
+    what = tables.estimated(config)
+    if what != FAULTS:
+        golden = manifest.get("golden_accuracy")
+        beside = what == ACCURACY and golden is not None
+        without = f"; without a fault {percent(golden)}%" if beside else ""
+        asked.append(("Estimated", f"{WORDS[what]}{without}"))
     return asked + ([("Measured", _MEASURES[measure])] if measure in _MEASURES else [])
 
 
@@ -164,7 +172,10 @@ def _hover(e: Estimate) -> str:
     return f"{shortened(e.unit)}: {_told(e)}, {e.injections:,} of {e.population:,} injected"
 
 
-def _axis(units: Sequence[Estimate], truth: Mapping[str, float]):
+def _axis(run: Finished, units: Sequence[Estimate], truth: Mapping[str, float]):
+    if units and tables.estimated(run.config) == ACCURACY:  # far from 0, all of them
+        known = [truth[e.unit] for e in units if e.unit in truth]
+        return around([e.cp_low for e in units] + known, [e.cp_high for e in units] + known)
     values = [e.estimate for e in units] + [truth[e.unit] for e in units if e.unit in truth]
     return axis(values, [e.cp_high for e in units])
 
@@ -173,7 +184,7 @@ def _rows(run: Finished, truth: Mapping[str, float]) -> dict[str, Any]:
     """Layers, in the order of the network."""
     known, empty = tables.parted(run.units("layer"))
     drawn = known[:_MOST_ROWS]
-    scale = _axis(drawn, truth)
+    scale = _axis(run, drawn, truth)
     names = tables.short_names([e.unit for e in drawn])
     return {
         "axis": scale,
@@ -190,7 +201,7 @@ def _bits(run: Finished, truth: Mapping[str, float]) -> dict[str, Any]:
     """Bits, the highest on the left, as a word is written."""
     known, empty = tables.parted(run.units("bit"))
     drawn = sorted(known, key=lambda e: -e.bit)
-    scale = _axis(drawn, truth)
+    scale = _axis(run, drawn, truth)
     return {
         "axis": scale,
         "bars": [
@@ -218,13 +229,15 @@ def _map(run: Finished) -> dict[str, Any]:
     bits = sorted({e.bit for e in units}, reverse=True)
     shown = sites[: _MOST_CELLS // max(len(bits), 1)]
     names = tables.short_names(shown)
+    # The worst is dark.
+    dark = (lambda x: 1 - x) if tables.estimated(run.config) == ACCURACY else (lambda x: x)
 
     def cell(site, bit):
         e = by_cell.get((site, bit))
         if e is None:
             return {"kind": "none", "title": "", "shade": 0}
         kind = "known" if (site, bit) in said else "unsure"
-        return {"kind": kind, "title": f"bit {bit}: {_told(e)}", "shade": _shade(e)}
+        return {"kind": kind, "title": f"bit {bit}: {_told(e)}", "shade": _shade(e, dark)}
 
     return {
         "bits": [str(bit) if _is_labelled(k, bits, bit) else "" for k, bit in enumerate(bits)],
@@ -233,12 +246,12 @@ def _map(run: Finished) -> dict[str, Any]:
             for site, name in zip(shown, names, strict=True)
         ] if known else [],
         "more": len(sites) - len(shown), "empty": len(empty),
-        "legend": [(percent(x), shade(x)) for x in (0, 0.01, 0.1, 0.25, 0.5, 1)],
+        "legend": [(percent(dark(x)), shade(x)) for x in (0, 0.01, 0.1, 0.25, 0.5, 1)],
     }  # fmt: skip
 
 
-def _shade(e: Estimate) -> float:
-    return 0.0 if math.isnan(e.estimate) else shade(e.estimate)
+def _shade(e: Estimate, dark: Callable[[float], float]) -> float:
+    return 0.0 if math.isnan(e.estimate) else shade(dark(e.estimate))
 
 
 def _images(run: Finished) -> dict[str, Any]:

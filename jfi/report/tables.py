@@ -12,10 +12,18 @@ from typing import Any
 from jfi.criteria import names
 from jfi.networks.sites import told, told_beside
 from jfi.report.names import clean, cleaned, shortened
+from jfi.sampling.estimands import ACCURACY, FAULTS, PAIRS, WORDS
 from jfi.sampling.estimates import LEVELS, Estimate
 
 REPORT, TABLE = "report.md", "estimates.csv"
 SAYS_NOTHING = 0.5  # an interval at least so wide
+# What figures are of.
+TITLES = {FAULTS: "Critical faults", PAIRS: "Critical pairs", ACCURACY: "Accuracy under fault"}
+AXES = {
+    FAULTS: "critical faults, %",
+    PAIRS: "critical (fault, image) pairs, %",
+    ACCURACY: "accuracy under fault, % of images",
+}
 COLUMNS = ("unit", "population", "injections", "estimate %", "margin %", "interval %")
 TRUTH_COLUMNS = ("truth %", "inside")
 _TITLES = {
@@ -34,6 +42,11 @@ _INTERVALS = {
     "iterative": "The interval is Clopper-Pearson's, which does not reckon with a campaign that "
     "stops by what it saw.",
 }
+_BOUNDED = {
+    "adaptive": _INTERVALS["adaptive"],
+    "iterative": "The interval is a confidence sequence's, by betting (Waudby-Smith and Ramdas, "
+    "2024), one for each stratum: it holds though the campaign stopped by what it saw.",
+}
 _MOST_DRAWN = 200  # units of a figure: an image has a largest height
 _MOST_ROWS = {"layer": 60, "layer_bit": 12}  # the most critical; the others stay in TABLE
 
@@ -43,9 +56,14 @@ def asked(manifest: Mapping[str, Any]) -> dict[str, Any]:
     identity = manifest.get("identity", {})
     margin, confidence, t = identity.get("request") or (None, None, None)
     known = {"error_margin": margin, "confidence": confidence, "t": t}
-    known |= {key: identity.get(key) for key in ("measure", "sampler")}
+    known |= {key: identity.get(key) for key in ("measure", "sampler", "estimate")}
     known = {key: value for key, value in known.items() if value is not None}
-    return known | dict(manifest.get("config", {}))
+    return {"estimate": FAULTS} | known | dict(manifest.get("config", {}))
+
+
+def estimated(config: Mapping[str, Any]) -> str:
+    """What a campaign estimated, a name of `WORDS`; `faults` where it is not on record."""
+    return config.get("estimate") or FAULTS
 
 
 def parted(units: Iterable[Estimate]) -> tuple[list[Estimate], list[Estimate]]:
@@ -128,18 +146,43 @@ def sentence(e: Estimate, manifest: Mapping[str, Any], images: int | None = None
             f"{percent(e.cp_high)}%"
         )
         injected = f"{e.injections:,} of them were"
+    faults = (
+        f"the {e.population:,} {model(config)} faults in "
+        f"{where}the chosen sites of {config.get('net', 'the network')}"
+    )
+    if estimated(config) == ACCURACY:
+        golden = manifest.get("golden_accuracy")
+        without = "" if golden is None else f"; without a fault {percent(golden)}%"
+        return (
+            f"Mean accuracy under fault, over {faults}: {share[0].lower()}{share[1:]} of "
+            f"{_images(images)}{without}. {injected} injected."
+        )
+    if estimated(config) == PAIRS:
+        return (
+            f"{share} of the (fault, image) pairs of {faults} and {_images(images)} are critical: "
+            f"{_does_for_one(manifest)}. {injected} injected."
+        )
+    return f"{share} of {faults} are critical: {_does(manifest, images)}. {injected} injected."
+
+
+def _does(manifest: Mapping[str, Any], images: int | None) -> str:
+    """What critical faults do, in words."""
     many = images and images > 1
     if _criterion(manifest) == "top_1":
-        does = f"they change at least one {f'of {images:,} predictions' if many else 'prediction'}"
-    elif is_of_workload(manifest) or not many:
-        does = f"each {critical(manifest)}"
-    else:
-        does = f"each {critical(manifest)}, for at least one of {images:,} images"
-    return (
-        f"{share} of the {e.population:,} {model(config)} faults in "
-        f"{where}the chosen sites of {config.get('net', 'the network')} are critical: {does}. "
-        f"{injected} injected."
-    )
+        return f"they change at least one {f'of {images:,} predictions' if many else 'prediction'}"
+    if is_of_workload(manifest) or not many:
+        return f"each {critical(manifest)}"
+    return f"each {critical(manifest)}, for at least one of {images:,} images"
+
+
+def _does_for_one(manifest: Mapping[str, Any]) -> str:
+    if _criterion(manifest) == "top_1":
+        return "the fault changes the prediction"
+    return f"the fault {critical(manifest)}"
+
+
+def _images(images: int | None) -> str:
+    return "the images" if images is None else f"{images:,} image{'s' if images > 1 else ''}"
 
 
 def critical(manifest: Mapping[str, Any]) -> str:
@@ -158,12 +201,19 @@ def _criterion(manifest: Mapping[str, Any]) -> str:
 
 
 def layers_sentence(estimates: Sequence[Estimate], config: Mapping[str, Any]) -> str:
-    """What the estimates of sampled layers say, the most critical first."""
+    """What the estimates of sampled layers say, the worst first."""
     known = [e for e in _of(estimates, "layer") if e.injections]
-    layers = sorted(known, key=lambda e: e.estimate, reverse=True)
+    layers = _worst_first(known, config)
     named = ", ".join(f"{e.unit} {percent(e.cp_low)}% to {percent(e.cp_high)}%" for e in layers[:5])
-    more = f", and {len(layers) - 5} more with lower estimates" if len(layers) > 5 else ""
-    return f"By layer, each with {confidence(config)} confidence: {named}{more}."
+    rest = "higher" if estimated(config) == ACCURACY else "lower"
+    more = f", and {len(layers) - 5} more with {rest} estimates" if len(layers) > 5 else ""
+    what = "" if estimated(config) == FAULTS else f", {WORDS[estimated(config)]}"
+    return f"By layer{what}, each with {confidence(config)} confidence: {named}{more}."
+
+
+def _worst_first(units: Iterable[Estimate], config: Mapping[str, Any]) -> list[Estimate]:
+    sign = 1 if estimated(config) == ACCURACY else -1
+    return sorted(units, key=lambda e: sign * e.estimate)
 
 
 def warnings(
@@ -192,7 +242,7 @@ def warnings(
     if partial:
         found.append(
             f"Part of the population was not sampled in {_counted(partial, estimates)}; the "
-            "estimate counts it as not critical, the upper bound as assumed by the sampler. The "
+            "estimate counts it as changing nothing, the interval as assumed by the sampler. The "
             f"largest parts: {_named(partial, lambda e: e.unsampled)}."
         )
     return found
@@ -215,7 +265,7 @@ def write_report(
     """
     workdir, measured = Path(workdir), dict(measured or {})
     write_estimates(workdir / TABLE, estimates, truth)
-    figures = _figures(workdir, estimates, truth)
+    figures = _figures(workdir, estimates, truth, estimated(asked(manifest)))
     manifest = cleaned({**manifest, "config": asked(manifest)}, _in_markdown)
     estimates = [e._replace(unit=_in_markdown(e.unit)) for e in estimates]
     truth = None if truth is None else {_in_markdown(unit): x for unit, x in truth.items()}
@@ -233,7 +283,7 @@ def write_report(
         *workload_part(manifest.get("workload")),
         *truth_part(estimates, truth),
         *[f"![{title}]({name})" for title, name in figures],
-        *_tables(estimates, truth, levels),
+        *_tables(estimates, truth, config),
         interval_words(config),
         *verify_part(verify),
         "## What was run",
@@ -350,8 +400,16 @@ def _tells_layers(estimates: Sequence[Estimate], levels: Sequence[str]) -> bool:
 
 def interval_words(config: Mapping[str, Any]) -> str:
     """Whose interval is shown."""
+    kind = _sampler(config).partition("_")[0]
+    if estimated(config) != FAULTS:
+        return _BOUNDED.get(
+            kind,
+            "The interval is an empirical Bernstein bound (Fan, Grama and Liu, 2015; Waudby-Smith "
+            "and Ramdas, 2024): it holds for any outcome in [0, 1]. Where a sampler plans with "
+            "less than p = 0.5 (data-aware) it rests on that p.",
+        )
     return _INTERVALS.get(
-        _sampler(config).partition("_")[0],
+        kind,
         "The interval is Clopper-Pearson's; Wilson's is in `summary.json` beside it.",
     )
 
@@ -379,13 +437,14 @@ def verify_part(verify: Mapping[str, int] | None) -> list[str]:
 
 
 def _tables(
-    estimates: Sequence[Estimate], truth: Mapping[str, float] | None, levels: Sequence[str]
+    estimates: Sequence[Estimate], truth: Mapping[str, float] | None, config: Mapping[str, Any]
 ) -> list[str]:
+    levels = planned(config)
     header = COLUMNS + (() if truth is None else TRUTH_COLUMNS)
     parts = []
     for level in LEVELS:
         units = _of(estimates, level)
-        listed, untold = _listed(units, level)
+        listed, untold = _listed(units, level, config)
         if units:
             parts.append(f"## {_TITLES[level]}")
             parts += [_markdown(header, rows(listed, truth, levels))] if listed else []
@@ -393,7 +452,9 @@ def _tables(
     return [*parts, f"Every unit is in `{TABLE}`."] if parts else []
 
 
-def _listed(units: Sequence[Estimate], level: str) -> tuple[list[Estimate], list[str]]:
+def _listed(
+    units: Sequence[Estimate], level: str, config: Mapping[str, Any]
+) -> tuple[list[Estimate], list[str]]:
     """The units worth a row, and in words how many the others are."""
     known, empty = parted(units)
     harmless = [e for e in known if not e.critical] if level in ("bit", "layer_bit") else []
@@ -401,11 +462,14 @@ def _listed(units: Sequence[Estimate], level: str) -> tuple[list[Estimate], list
     most = _MOST_ROWS.get(level, len(listed))
     left = len(listed) - most
     if left > 0:
-        listed = sorted(listed, key=lambda e: -e.estimate)[:most]
-    worst = percent(max((e.cp_high for e in harmless), default=0))
+        listed = _worst_first(listed, config)[:most]
+    if estimated(config) == ACCURACY:
+        rest, worst = "higher", f"at least {percent(min((e.cp_low for e in harmless), default=1))}"
+    else:
+        rest, worst = "lower", f"at most {percent(max((e.cp_high for e in harmless), default=0))}"
     told = [
-        (left > 0, f"{left:,} with lower estimates are not listed"),
-        (harmless, f"no critical fault was seen in {len(harmless):,}: at most {worst}% each"),
+        (left > 0, f"{left:,} with {rest} estimates are not listed"),
+        (harmless, f"no critical fault was seen in {len(harmless):,}: {worst}% each"),
         (empty, f"the sample says nothing of {len(empty):,}"),
     ]
     words = "; ".join(text for holds, text in told if holds)
@@ -433,7 +497,7 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _figures(
-    workdir: Path, estimates: Sequence[Estimate], truth: Mapping[str, float] | None
+    workdir: Path, estimates: Sequence[Estimate], truth: Mapping[str, float] | None, what: str
 ) -> list[tuple[str, str]]:
     """Draw the figures; (title, file name) of each."""
     drawn = []
@@ -441,9 +505,9 @@ def _figures(
         units, _ = parted(_of(estimates, level))
         units = units[:_MOST_DRAWN]
         if units:
-            title, name = f"Critical faults {_TITLES[level].lower()}", f"{level}.png"
+            title, name = f"{TITLES[what]} {_TITLES[level].lower()}", f"{level}.png"
             figure, axes = _canvas(level, len(units))
-            draw(axes, units, truth or {})
+            draw(axes, units, truth or {}, AXES[what])
             axes.set_title(title, loc="left")
             with python_warnings.catch_warnings():
                 # A name may have characters that the font lacks: they are drawn as boxes.
@@ -467,7 +531,7 @@ def _canvas(level: str, units: int):
     return figure, axes
 
 
-def _draw_layers(axes, units: Sequence[Estimate], truth: Mapping[str, float]) -> None:
+def _draw_layers(axes, units: Sequence[Estimate], truth: Mapping[str, float], what: str) -> None:
     """One line a layer, first on top, its name written out."""
     at = range(len(units))
     floor = _scale(axes.set_xscale, units)
@@ -477,10 +541,10 @@ def _draw_layers(axes, units: Sequence[Estimate], truth: Mapping[str, float]) ->
     names = short_names([clean(e.unit) for e in units])
     axes.set_yticks(at, [shortened(name).replace("$", r"\$") for name in names])
     axes.set_ylim(len(units) - 0.4, -0.6)
-    _finish(axes, axes.xaxis, axes.set_xlabel, axes.set_xlim, floor)
+    _finish(axes, axes.xaxis, axes.set_xlabel, axes.set_xlim, floor, what)
 
 
-def _draw_bits(axes, units: Sequence[Estimate], truth: Mapping[str, float]) -> None:
+def _draw_bits(axes, units: Sequence[Estimate], truth: Mapping[str, float], what: str) -> None:
     """The highest bit on the left, as a word is written."""
     at = [e.bit for e in units]
     floor = _scale(axes.set_yscale, units)
@@ -490,7 +554,7 @@ def _draw_bits(axes, units: Sequence[Estimate], truth: Mapping[str, float]) -> N
     axes.set_xlim(max(at) + 0.7, min(at) - 0.7)
     axes.set_xticks(at, [str(bit) for bit in at], fontsize="small")
     axes.set_xlabel("bit")
-    _finish(axes, axes.yaxis, axes.set_ylabel, axes.set_ylim, floor)
+    _finish(axes, axes.yaxis, axes.set_ylabel, axes.set_ylim, floor, what)
 
 
 _STYLE = {
@@ -529,16 +593,16 @@ def _mark_truth(axes, values: Sequence, at: Sequence, floor: float, swap: bool) 
         axes.scatter(x, y, marker="D", s=44, label="exhaustive truth", zorder=3, **style)
 
 
-def _finish(axes, axis, set_label, set_limit, floor: float) -> None:
+def _finish(axes, axis, set_label, set_limit, floor: float, what: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     floor_text = f"points at {floor:g} are 0" if floor else ""
-    set_label(" · ".join(filter(None, ("critical faults, %", floor_text))))
+    set_label(" · ".join(filter(None, (what, floor_text))))
     axis.grid(True, color="#e4e4e4")
     if floor:
         set_limit(floor / 1.3, None)
         axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    else:
+    elif what != AXES[ACCURACY]:
         set_limit(0, None)
     axes.figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=2)
 

@@ -9,6 +9,8 @@ import numpy as np
 from jfi import bits
 from jfi.campaign import records
 from jfi.networks.sites import Network
+from jfi.sampling.bernstein import Sums
+from jfi.sampling.estimands import CRITICAL, FAULTS, Estimand
 
 WORST = 10  # words that are listed
 STEPS = 8  # parts of a sample, for how the estimate narrowed
@@ -38,6 +40,7 @@ class Seen(NamedTuple):
     by_image: int64 [B], critical faults that each image reveals, or where not ``every_image``
         those that it is the first to reveal.
     injected, revealed: int64 [STEPS, S, W], faults and critical faults of each random part.
+    outcomes: of each random part, where what is estimated is not the share of critical faults.
     """
 
     faults: int
@@ -47,13 +50,17 @@ class Seen(NamedTuple):
     every_image: bool
     injected: np.ndarray
     revealed: np.ndarray
+    outcomes: Sums | None = None
 
 
-def read(workdir: str | os.PathLike, manifest: Mapping[str, Any]) -> Seen:
+def read(
+    workdir: str | os.PathLike, manifest: Mapping[str, Any], estimand: Estimand = CRITICAL
+) -> Seen:
     """Read every shard once. Raises InputError for one that is damaged."""
     sites, images = list(manifest.get("sites", ())), int(manifest.get("images") or 0)
     cells = (STEPS, len(sites), 1 + max(manifest.get("identity", {}).get("bits", ()), default=63))
     injected, revealed = np.zeros(cells, np.int64), np.zeros(cells, np.int64)
+    sums = np.zeros((2, *cells))
     by_image, every, worst = np.zeros(images, np.int64), True, []
     for number, shard in enumerate(records.read_shards(workdir)):
         hit = shard["first_critical"] >= 0
@@ -61,11 +68,18 @@ def read(workdir: str | os.PathLike, manifest: Mapping[str, Any]) -> Seen:
         cell = part, shard["site"], shard["bit"]
         np.add.at(injected, cell, 1)
         np.add.at(revealed, cell, hit)
+        if estimand.name != FAULTS:
+            outcome = estimand.counts(shard) / estimand.parts
+            for x, new in zip(sums, (outcome, outcome**2), strict=True):
+                np.add.at(x, cell, new)
         every = every and "critical_bits" in shard
         by_image += _by_image(shard, hit, images)
         worst = _worst([*worst, *_words(shard, sites)])
     total = int(injected.sum()), int(revealed.sum())
-    return Seen(*total, tuple(worst), by_image, every and total[0] > 0, injected, revealed)
+    found = Seen(*total, tuple(worst), by_image, every and total[0] > 0, injected, revealed)
+    if estimand.name == FAULTS:
+        return found
+    return found._replace(outcomes=Sums(injected, *sums, estimand.unchanged))
 
 
 def worst(workdir: str | os.PathLike, network: Network) -> tuple[Word, ...]:

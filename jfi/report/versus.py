@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from jfi.errors import InputError
 from jfi.report import tables
 from jfi.report.figures import axis, mark
 from jfi.report.finished import Finished
-from jfi.report.names import shortened
+from jfi.report.names import clean, shortened
 from jfi.report.tables import percent
+from jfi.sampling.estimands import WORDS
 from jfi.sampling.estimates import Estimate
 
 _MOST_UNITS = 100
@@ -19,7 +21,19 @@ def compare(runs: Sequence[Finished]) -> dict[str, Any]:
     """The content of the section: runs, what differs, units with a mark of every run.
 
     Intervals that have no value in common with the first run's are marked as apart.
+
+    Raises:
+      InputError: a run that estimates something else than the first.
     """
+    own = tables.estimated(runs[0].config)
+    for run in runs[1:]:
+        other = tables.estimated(run.config)
+        if other != own:
+            raise InputError(
+                f"run {clean(str(run.workdir))} estimates {other}, the {WORDS[other]}, and "
+                f"{clean(str(runs[0].workdir))} {own}, the {WORDS[own]}; set runs of one estimate "
+                "beside each other"
+            )
     labels = [_label(k) for k in range(len(runs))]
     known = [_known(run) for run in runs]
     units = list(dict.fromkeys(unit for found in known for unit in found))

@@ -1,12 +1,13 @@
 """Sampling in rounds, each where the last ones say it helps, until every margin is met.
 
 Strata (`jfi.sampling.strata`) are drawn from with probabilities that keep the number of faults
-still needed small: the Neyman allocation for many units at once, from the shares of critical faults
-seen so far. The first round, before any is seen, is the pilot. The intervals are those of
-`jfi.sampling.betting`: valid at every look, for any probabilities, with no assumption on the
-faults. So each unit's interval holds its true share with at least the confidence asked for, at any
-sample size, though the campaign stops as soon as margins are met; strata, guesses and scores that
-are wrong cost injections and nothing else.
+still needed small: the Neyman allocation for many units at once, from the means and variances of
+outcomes (`jfi.sampling.estimands`: critical or not, or any number in [0, 1]) seen so far. The first
+round, before any is seen, is the pilot. The intervals are those of `jfi.sampling.betting`: valid at
+every look, for any probabilities, with no assumption on the faults. So each unit's interval holds
+its true mean with at least the confidence asked for, at any sample size, though the campaign stops
+as soon as margins are met; strata, guesses and scores that are wrong cost injections and nothing
+else.
 
 Sources: Neyman, JRSS 97, 1934; Chromy, "Design optimization with multiple objectives", Proc. ASA
 Survey Research Methods, 1987 (many units); `jfi.sampling.betting` for the intervals.
@@ -21,14 +22,15 @@ import numpy as np
 from jfi.faults import FaultSpace
 from jfi.sampling import betting, methods, shuffle
 from jfi.sampling.betting import Bets, Open
+from jfi.sampling.estimands import CRITICAL, Estimand
 from jfi.sampling.methods import Interval, Method, Oracle, Result, Unit
 from jfi.sampling.sampling import Request, check
 from jfi.sampling.strata import Split, Strata, by_cell, strata
 
 # None of these touches validity. They were tuned on truths of LeNet and ResNet-20.
-PRIOR = 0.05  # share of critical faults that is guessed of strata before the first draw
+PRIOR = 0.05  # share of faults whose outcome is guessed to be far off before the first draw
 STRENGTH = 3.0  # injections that a coarser group's share counts for in a finer one
-DOUBT = 0.75  # critical faults that bets reckon with beyond those guessed, in all draws of a unit
+DOUBT = 0.75  # outcomes of 1, and of 0, that bets reckon with beyond the guesses, in a unit's draws
 ROUND = 0.5  # of the faults that seem to be needed, the share drawn in a round
 PILOT = 64  # faults of the first round
 FEWEST = 64  # faults of a later one
@@ -36,33 +38,39 @@ _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the margin, how far below T is aimed a
 
 
 class Drawn(NamedTuple):
-    """Counts of the faults drawn from each stratum, int64 [H]."""
+    """The faults drawn from each stratum, how many, and the sums of their outcomes and of the
+    outcomes' squares: [H]."""
 
     injections: np.ndarray
-    critical: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
 
 
 class Draw(NamedTuple):
-    """A round: guesses and chances of strata, float64 [H]; strata drawn, int64 [n]; answers."""
+    """A round: guesses of outcomes and of their squares, and chances, of strata, float64 [H];
+    strata drawn, int64 [n]; outcomes, float64 [n]."""
 
     guess: np.ndarray
+    square: np.ndarray
     chance: np.ndarray
     stratum: np.ndarray
-    critical: np.ndarray
+    outcome: np.ndarray
 
 
 class Watch(NamedTuple):
     """A unit under way: its strata int64 [h], the margin wanted, the bets and the bounds so far.
 
-    Margin and bounds are numbers of faults.
+    known: the total outcome of its faults that are in no stratum. Margin, known and bounds are
+    numbers of faults.
     """
 
     unit: Unit
     strata: np.ndarray
     margin: float
+    known: float
     bets: Bets
-    low: int
-    high: int
+    low: float
+    high: float
 
     @property
     def met(self) -> bool:
@@ -81,25 +89,35 @@ def over(make: Callable[[FaultSpace, Sequence[np.ndarray]], Strata]) -> Method:
 
 
 def _run(
-    make, space: FaultSpace, leaves, request: Request, levels, oracle: Oracle, seed: int
+    make,
+    space: FaultSpace,
+    leaves,
+    request: Request,
+    levels,
+    oracle: Oracle,
+    seed: int,
+    estimand: Estimand = CRITICAL,
 ) -> Result:
     check(request)
     asked = methods.units(space, levels)
     parts = make(space, leaves)
-    watches = [_watch(space, parts, unit, request) for unit in asked]
-    drawn = Drawn(np.zeros_like(parts.size), np.zeros_like(parts.size))
+    watches = [_watch(space, parts, unit, request, estimand) for unit in asked]
+    drawn = Drawn(np.zeros_like(parts.size), *np.zeros((2, len(parts.size))))
     keys, rounds, narrowed = shuffle.keys(seed, len(parts.size)), [], []
     whole = space.stratum_size(asked[0].site, asked[0].bit)
     while not all(watch.met for watch in watches):
-        guess = guesses(parts, drawn)
+        guess, square = guesses(parts, drawn, estimand.unchanged)
         left = parts.size - drawn.injections
-        chance = allocate(left, guess, watches, request.confidence)
+        # g (1 - g) of outcomes 0 and 1, whose squares are themselves.
+        variance = np.maximum(guess * (1 - guess) - (guess - square), 0)
+        chance = allocate(left, variance, watches, request.confidence)
         stream = np.random.default_rng([seed, len(rounds)])
         stratum = pick(chance, left, _size(chance, rounds), stream)
         k = drawn.injections[stratum] + betting.occurrences(stratum)
         faults = parts.ids(stratum, shuffle.shuffled(k, parts.size[stratum], keys[stratum]))
-        draw = Draw(guess, chance, stratum, np.asarray(oracle(faults), bool))
-        watches = [_look(watch, parts, drawn, draw, request.confidence) for watch in watches]
+        draw = Draw(guess, square, chance, stratum, np.asarray(oracle(faults), float))
+        look = partial(_look, parts=parts, drawn=drawn, draw=draw)
+        watches = [look(watch, request.confidence, estimand.parts) for watch in watches]
         drawn = _counted(drawn, draw)
         rounds.append(len(stratum))
         narrowed.append((watches[0].low / whole, watches[0].high / whole))
@@ -107,10 +125,13 @@ def _run(
     return Result(units, tuple(rounds), tuple(narrowed))
 
 
-def _watch(space: FaultSpace, parts: Strata, unit: Unit, request: Request) -> Watch:
+def _watch(
+    space: FaultSpace, parts: Strata, unit: Unit, request: Request, estimand: Estimand
+) -> Watch:
     inside = np.flatnonzero(unit.holds(parts.site, parts.bit))
-    margin = request.error_margin * space.stratum_size(unit.site, unit.bit)
-    return Watch(unit, inside, margin, betting.no_bets(), 0, int(parts.size[inside].sum()))
+    whole, drawable = space.stratum_size(unit.site, unit.bit), int(parts.size[inside].sum())
+    margin, known = request.error_margin * whole, (whole - drawable) * estimand.unchanged
+    return Watch(unit, inside, margin, known, betting.no_bets(), known, known + drawable)
 
 
 def _size(chance: np.ndarray, rounds: Sequence[int]) -> int:
@@ -120,34 +141,47 @@ def _size(chance: np.ndarray, rounds: Sequence[int]) -> int:
 
 def _counted(drawn: Drawn, draw: Draw) -> Drawn:
     count = partial(np.bincount, draw.stratum, minlength=len(drawn.injections))
-    return Drawn(drawn.injections + count(), drawn.critical + count(draw.critical).astype(np.int64))
+    sums = count(), count(draw.outcome), count(draw.outcome**2)
+    return Drawn(*(x + new for x, new in zip(drawn, sums, strict=True)))
 
 
-def guesses(parts: Strata, drawn: Drawn) -> np.ndarray:
-    """The share of critical faults guessed of each stratum, float64 [H], in (0, 1).
+def guesses(parts: Strata, drawn: Drawn, unchanged: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """The mean outcome guessed of each stratum, and the mean of its square, float64 [H] each.
 
-    Each group's share is drawn towards that of the coarser group around it, the coarsest towards
-    `PRIOR`.
+    Each group's is drawn towards that of the coarser group around it, the coarsest towards that of
+    `prior`.
     """
-    share = np.full(len(parts.size), PRIOR)
-    for group in (*reversed(parts.groups), np.arange(len(parts.size))):
-        critical, injections = (np.bincount(group, x)[group] for x in reversed(drawn))
-        share = (critical + STRENGTH * share) / (injections + STRENGTH)
-    return share
+    found = []
+    for sums, first in zip(drawn[1:], prior(unchanged), strict=True):
+        mean = np.full(len(parts.size), first)
+        for group in (*reversed(parts.groups), np.arange(len(parts.size))):
+            total, injections = (np.bincount(group, x)[group] for x in (sums, drawn.injections))
+            mean = (total + STRENGTH * mean) / (injections + STRENGTH)
+        found.append(mean)
+    return tuple(found)
+
+
+def prior(unchanged: float) -> tuple[float, float]:
+    """The mean outcome, and the mean of its square, that are guessed before the first draw.
+
+    That of a fault that changes nothing, but for a share `PRIOR` at the far end of [0, 1].
+    """
+    far = float(unchanged < 0.5)
+    return tuple((1 - PRIOR) * unchanged**k + PRIOR * far for k in (1, 2))
 
 
 def allocate(
-    left: np.ndarray, guess: np.ndarray, watches: Sequence[Watch], confidence: float
+    left: np.ndarray, variance: np.ndarray, watches: Sequence[Watch], confidence: float
 ) -> np.ndarray:
     """The faults still to be drawn from each stratum, float64 [H], if the guesses are right.
 
     A unit's capital must grow by what it lacks. The growth of a bet at distance e from T is
     e^2 / 2 over the variance, which sums over strata as in Neyman's allocation; and at most e over
-    the largest jump, which a stratum's share of the draws sets where no fault is critical.
+    the largest jump, which a stratum's share of the draws sets where all outcomes are one.
 
     Args:
         left: faults of each stratum not drawn yet, int64 [H].
-        guess: as of `guesses`.
+        variance: of their outcomes, as guessed.
     """
     spread, fewest = [], np.zeros(len(left))
     for watch in watches:
@@ -155,7 +189,7 @@ def allocate(
             margins = np.zeros(len(left))
             margins[watch.strata] = left[watch.strata] / watch.margin
             lacks = _lacks(watch, confidence)
-            spread.append(2 * lacks * margins**2 * guess * (1 - guess))
+            spread.append(2 * lacks * margins**2 * variance)
             fewest = np.maximum(fewest, lacks * margins)
     return np.minimum(chromy(np.array(spread), fewest), left)
 
@@ -198,7 +232,9 @@ def pick(chance: np.ndarray, left: np.ndarray, draws: int, stream: np.random.Gen
     return stratum[betting.occurrences(stratum) < left[stratum]]
 
 
-def _look(watch: Watch, parts: Strata, drawn: Drawn, draw: Draw, confidence: float) -> Watch:
+def _look(
+    watch: Watch, confidence: float, whole: int, *, parts: Strata, drawn: Drawn, draw: Draw
+) -> Watch:
     """The watch after a round; as it was where it is done."""
     if watch.met:
         return watch
@@ -207,16 +243,16 @@ def _look(watch: Watch, parts: Strata, drawn: Drawn, draw: Draw, confidence: flo
     position = np.full(len(left), -1)
     position[at] = np.arange(len(at))
     own = position[draw.stratum] >= 0
-    stratum, critical = position[draw.stratum[own]], draw.critical[own]
-    found = int(drawn.critical[watch.strata].sum())
+    stratum, outcome = position[draw.stratum[own]], draw.outcome[own]
+    found = float(watch.known + drawn.total[watch.strata].sum())
     doubt = DOUBT / (watch.bets.value.size + 1)
-    guess = (draw.guess[at] + doubt) / (1 + 2 * doubt)
-    unit = Open(left[at].astype(float), guess, draw.chance[at], found)
-    bets = betting.add(watch.bets, unit, stratum, critical, _aims(watch, unit, confidence))
+    guess, square = ((x[at] + doubt) / (1 + 2 * doubt) for x in (draw.guess, draw.square))
+    unit = Open(left[at].astype(float), guess, square, draw.chance[at], found)
+    bets = betting.add(watch.bets, unit, stratum, outcome, _aims(watch, unit, confidence))
     # What was drawn is known.
-    low = max(watch.low, found + int(critical.sum()))
-    high = min(watch.high, found + int(left[at].sum() - (~critical).sum()))
-    low, high = betting.interval(bets, low, high, confidence)
+    low = max(watch.low, found + float(outcome.sum()))
+    high = max(low, min(watch.high, found + float(left[at].sum() - (1 - outcome).sum())))
+    low, high = betting.interval(bets, low, high, confidence, whole)
     return watch._replace(bets=bets, low=low, high=high)
 
 
@@ -253,7 +289,7 @@ def _draws(watch: Watch, unit: Open, confidence: float, aims: tuple[float, float
 
 def _interval(space: FaultSpace, watch: Watch, drawn: Drawn) -> Interval:
     size = space.stratum_size(watch.unit.site, watch.unit.bit)
-    counts = (int(x[watch.strata].sum()) for x in drawn)
+    counts = (x[watch.strata].sum() for x in drawn[:2])
     middle = (watch.low + watch.high) / 2
     if watch.bets.value.size and watch.low < watch.high:
         middle = np.clip(betting.estimate(watch.bets), watch.low, watch.high)

@@ -1,19 +1,28 @@
-"""A confidence sequence for the number of critical faults of a unit, by betting.
+"""A confidence sequence for the total outcome of a unit's faults, by betting.
+
+The outcome of a fault is a number in [0, 1]: 1 where it is critical and 0 where not, and the total
+T the number of critical faults; or the share of images it is critical on, or any other.
 
 Faults are drawn one at a time, without replacement: a stratum h with probability pi_h, then any of
-its R_h faults that are left. Each draw gives an unbiased value of T, the critical faults of the
-unit, whatever the earlier draws were:
+its R_h faults that are left. Each draw gives an unbiased value of T, whatever the earlier draws
+were:
 
     Z = found + sum_h g_h R_h + (y - g_h) R_h / pi_h,
 
-with y = 1 where the fault is critical, else 0, and g_h any guess at the share of critical faults
-of a stratum. For a number m the bettor's capital is the product over draws of 1 + bet (Z - m), the
-bet set before the draw and small enough to leave it positive. At m = T it is a non-negative
+with y the fault's outcome, g_h any guess at the mean of those left in a stratum, and ``found`` the
+outcomes that are known: all that Z needs is that y is in [0, 1], so that what a bet may lose is
+known before the draw. For a number m the bettor's capital is the product over draws of 1 + bet (Z -
+m), the bet set before the draw and small enough to leave it positive. At m = T it is a non-negative
 martingale: by Ville's inequality it ever exceeds 2 / alpha with probability at most alpha / 2. So
 the m with less capital, for bets on Z above and below m, hold T with confidence 1 - alpha at all
 times at once: **an interval may be looked at after any draw, and drawing stopped for any reason**.
-Guesses, probabilities and bets may follow from all earlier draws; bad ones only cost draws.
-No stratum needs a draw of its own: those without a critical fault are bounded together.
+Guesses, probabilities and bets may follow from all earlier draws; bad ones only cost draws. No
+stratum needs a draw of its own: those without a critical fault are bounded together.
+
+Bets are chosen as if each stratum's outcomes had two values, of the mean and square that are
+guessed: 0 and another to bet on more, 1 and another to bet on less. Of all distributions in [0, 1]
+with that mean and variance it lets the capital grow least (Karlin and Studden, "Tchebycheff
+systems", 1966: the logarithm's third derivative is positive); of 0 and 1 it is the only one.
 
 Sources: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B
 86, 2024 (capital, bets), and "Confidence sequences for sampling without replacement", NeurIPS 2020
@@ -37,14 +46,16 @@ _LAMBDAS = np.geomspace(1e-4, 1e3, 36)  # bets tried, in units of 1 / (range of 
 class Open(NamedTuple):
     """What a unit's strata are like before a round of draws; float64 arrays [H] of its strata.
 
-    left: faults not drawn yet, R. guess: g, in (0, 1). chance: pi, positive where left is; need
-    not sum to one. found: critical faults so far.
+    left: faults not drawn yet, R. guess: g, in (0, 1). square: the guess at the mean of y^2, from
+    g^2 to g. chance: pi, positive where left is; need not sum to one. found: the total of the
+    outcomes that are known.
     """
 
     left: np.ndarray
     guess: np.ndarray
+    square: np.ndarray
     chance: np.ndarray
-    found: int
+    found: float
 
     @property
     def jump(self) -> np.ndarray:
@@ -53,7 +64,7 @@ class Open(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """The critical faults of the unit, if the guesses were right."""
+        """The unit's total, if the guesses were right."""
         return float(self.found + (self.guess * self.left).sum())
 
 
@@ -76,22 +87,22 @@ def no_bets() -> Bets:
     return Bets(*(np.empty(0) for _ in Bets._fields))
 
 
-def values(unit: Open, stratum: np.ndarray, critical: np.ndarray) -> tuple[np.ndarray, ...]:
+def values(unit: Open, stratum: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, ...]:
     """(Z, its lower bound, its upper bound), float64 [n] each, of a round of draws.
 
     Args:
         stratum: int [n], positions in the unit's strata in the order of the draws. A stratum is
             not drawn once it is empty, and leaves the choice to the others.
-        critical: bool [n].
+        outcome: y [n], in [0, 1].
     """
     left = unit.left[stratum] - occurrences(stratum)
     guess, chance = unit.guess[stratum], unit.chance[stratum]
     emptied = np.where(left == 1, chance, 0.0)
     choice = np.maximum(unit.chance.sum() - _before(emptied), chance)
-    base = unit.expected + _before(critical - guess)
+    base = unit.expected + _before(outcome - guess)
     reach = unit.left / unit.chance
     return (
-        base + (critical - guess) * left / chance * choice,
+        base + (outcome - guess) * left / chance * choice,
         base - (unit.guess * reach).max() * choice,
         base + ((1 - unit.guess) * reach).max() * choice,
     )
@@ -103,20 +114,28 @@ def best_bets(unit: Open, up: float, down: float) -> tuple[tuple[float, float], 
     The fastest growth that is to be expected if the guesses are right: Kelly's criterion on a
     grid. ``up`` and ``down`` are positive numbers of faults.
     """
-    win, lose = (1 - unit.guess) * unit.jump, unit.guess * unit.jump
-    chance = unit.chance / unit.chance.sum()
-    outcomes = np.concatenate([win, -lose])
-    weights = np.concatenate([chance * unit.guess, chance * (1 - unit.guess)])
-    span = win.max() + lose.max()
+    mean, rest = unit.guess, 1 - unit.guess
+    win, lose = (rest * unit.jump).max(), (mean * unit.jump).max()
+    span = win + lose
     return (
-        _kelly(up + outcomes, weights, lose.max() - up, span + up),
-        _kelly(down - outcomes, weights, win.max() - down, span + down),
+        _kelly(up, *_two_values(unit, mean, unit.square), lose - up, span + up),
+        _kelly(
+            down, *_two_values(unit, rest, rest - (mean - unit.square)), win - down, span + down
+        ),
     )
 
 
-def add(past: Bets, unit: Open, stratum, critical, aims: tuple[float, float]) -> Bets:
+def _two_values(unit: Open, mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far 0 and another value, of that mean and square, move Z, and their chances, [2 H]."""
+    value = square / mean
+    chance = unit.chance / unit.chance.sum()
+    moves = np.concatenate([(value - mean) * unit.jump, -mean * unit.jump])
+    return moves, np.concatenate([chance * (mean / value), chance * (1 - mean / value)])
+
+
+def add(past: Bets, unit: Open, stratum, outcome, aims: tuple[float, float]) -> Bets:
     """``past`` and a round of draws, as in `values`, with the `best_bets` for the ``aims``."""
-    found = values(unit, stratum, critical)
+    found = values(unit, stratum, outcome)
     (up, _), (down, _) = best_bets(unit, *aims)
     new = (*found, *(np.full(len(stratum), bet) for bet in (up, down)))
     return Bets(*(np.concatenate(pair) for pair in zip(past, new, strict=True)))
@@ -132,17 +151,23 @@ def log_capital_down(drawn: Bets, m: float) -> float:
     return _log_capital(m - drawn.value, drawn.high - m, drawn.down)
 
 
-def interval(drawn: Bets, low: int, high: int, confidence: float) -> tuple[int, int]:
-    """The numbers of critical faults in [low, high] that the draws leave possible.
+def interval(
+    drawn: Bets, low: float, high: float, confidence: float, parts: int = 1
+) -> tuple[float, float]:
+    """The totals in [low, high] that the draws leave possible.
 
-    Two-sided: each end misses with probability (1 - confidence) / 2 at most, at all times.
+    Two-sided: each end misses with probability (1 - confidence) / 2 at most, at all times. Totals
+    are whole numbers of 1 / parts; any numbers for 0.
     """
     if not drawn.value.size or low == high:
         return low, high
     enough = threshold(confidence)
     first = _bound(lambda m: log_capital_up(drawn, m) - enough, low, high)
     last = _bound(lambda m: log_capital_down(drawn, m) - enough, high, low)
-    first, last = int(np.ceil(first - _TOLERANCE)), int(np.floor(last + _TOLERANCE))
+    first, last = first - _TOLERANCE, last + _TOLERANCE
+    if parts:
+        first, last = np.ceil(first * parts) / parts, np.floor(last * parts) / parts
+    first, last = max(float(first), low), min(float(last), high)
     # They cross with probability alpha at most; then the draws say nothing.
     return (first, last) if first <= last else (low, high)
 
@@ -167,7 +192,7 @@ def occurrences(x: np.ndarray) -> np.ndarray:
     return counts
 
 
-_TOLERANCE = 0.01  # faults; a bound is a whole number of them
+_TOLERANCE = 0.01  # faults
 
 
 def _before(x: np.ndarray) -> np.ndarray:
@@ -175,7 +200,10 @@ def _before(x: np.ndarray) -> np.ndarray:
     return np.cumsum(x) - x
 
 
-def _kelly(gain: np.ndarray, weights: np.ndarray, loss: float, span: float) -> tuple[float, float]:
+def _kelly(
+    aim: float, moves: np.ndarray, weights: np.ndarray, loss: float, span: float
+) -> tuple[float, float]:
+    gain = aim + moves
     bets = _capped(_LAMBDAS / span, loss)
 
     def growth(k: int) -> float:

@@ -15,10 +15,12 @@ Which interval holds, of n faults drawn from a population with the share p criti
 | `hypergeometric` | one sample | at least nominal, any N, n and p | holds | holds |
 | `Estimate.low`, `cp_low` | strata | none proven; simulated | cp holds | rest on assumed p |
 | `stratified` | strata | at least nominal, any sizes and shares | holds | holds, jointly |
+| `bernstein.interval` | strata | at least nominal, any outcome in [0, 1] | holds | holds, jointly |
 
-All but the last two rows are for simple random samples whose size does not follow from what was
-seen. Where it does, as in a campaign that stops when its margin is met, only `jfi.sampling.betting`
-holds.
+The last row is that of other outcomes than critical or not (`jfi.sampling.estimands`), and stands
+in both places of an `Estimate` there. All but the last three rows are for simple random samples
+whose size does not follow from what was seen. Where it does, as in a campaign that stops when its
+margin is met, only `jfi.sampling.betting` holds.
 
 Sources: Leveugle et al., "Statistical fault injection: quantified error and confidence", DATE
 2009 (margin); Wilson 1927; Clopper and Pearson 1934; Korn and Graubard, "Confidence intervals
@@ -35,13 +37,17 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from jfi.errors import InputError
+from jfi.sampling import bernstein
+from jfi.sampling.bernstein import Sums
 
 LEVELS = ("network", "layer", "bit", "layer_bit")
 
 
 class Estimate(NamedTuple):
-    """The share of critical faults in a unit; all shares are in [0, 1].
+    """The share of critical faults in a unit, or the mean of another outcome in [0, 1].
 
+    ``critical`` counts critical faults, whatever is estimated. Of other outcomes both intervals are
+    that of `jfi.sampling.bernstein`, and strata without an injection count as unchanged.
     ``margin`` is the achieved error margin, zero where no or every injection was critical:
     the intervals stay honest there. ``low`` to ``high`` is the Wilson interval, ``cp_low`` to
     ``cp_high`` the Clopper-Pearson interval; both rest on the p assumed of strata where no
@@ -117,6 +123,7 @@ def estimate(
     t: float | None = None,
     assumed_p: np.ndarray | float | None = None,
     levels: Sequence[str] = LEVELS,
+    outcomes: Sums | None = None,
 ) -> list[Estimate]:
     """Estimates of every unit of ``levels`` that has a population, in the order of ``levels``.
 
@@ -125,7 +132,8 @@ def estimate(
     ``t`` replaces the normal quantile of ``confidence`` in the margin (the papers use 2.58 for
     99%). ``assumed_p`` (a number or ``[S, W]``, 1 by default: nothing is assumed) is the most that
     the upper bounds of a unit of several strata count a stratum as in which no injection was
-    critical; a sampler that plans on a small p (data-aware) rests on it. Raises InputError for
+    critical; a sampler that plans on a small p (data-aware) rests on it.
+    ``outcomes``, sums [P, S, W], makes them estimates of the mean outcome. Raises InputError for
     impossible counts, confidence or levels.
     """
     cells = Cells(
@@ -134,8 +142,16 @@ def estimate(
     )
     _check(site_names, cells, confidence, levels)
     quantile = normal_quantile(confidence) if t is None else t
+
+    def of_unit(chosen: tuple) -> tuple:
+        own = Cells(*(x[chosen] for x in cells))
+        if outcomes is None:
+            return _of_unit(own, confidence, quantile)
+        sums = (x[:, *chosen].reshape(len(x), -1) for x in outcomes[:3])
+        return _of_outcomes(own, Sums(*sums, outcomes.unchanged), confidence, quantile)
+
     return [
-        Estimate(*label, *_of_unit(Cells(*(x[chosen] for x in cells)), confidence, quantile))
+        Estimate(*label, *of_unit(chosen))
         for label, chosen in _units(site_names, cells.population, levels)
     ]
 
@@ -320,6 +336,35 @@ def _of_unit(cells: Cells, confidence: float, quantile: float) -> tuple:
         bounds += [float(max(low, 0.0)), float(min(high, 1.0))]
     margin = sampled * quantile * np.sqrt(_variance(strata, strata.p))
     return (*counts, sampled * strata.point, float(margin), *bounds, unsampled)
+
+
+def _of_outcomes(cells: Cells, sums: Sums, confidence: float, quantile: float) -> tuple:
+    """As `_of_unit`, of the outcomes whose sums [P, cells] are given."""
+    _, inverse = np.unique(np.ravel(cells.stratum), return_inverse=True)
+    population, assumed = np.ravel(cells.population), np.ravel(cells.assumed_p)
+    size = np.bincount(inverse, population)
+    share = np.bincount(inverse, population * assumed) / np.maximum(size, 1)
+    sums = Sums(
+        *(np.stack([np.bincount(inverse, x, size.size) for x in own]) for own in sums[:3]),
+        sums.unchanged,
+    )
+    n, total, squares = (x.sum(axis=0) for x in sums[:3])
+    counts = tuple(int(x.sum()) for x in (cells.population, cells.injections, cells.critical))
+    if not n.any():
+        return (*counts, np.nan, np.nan, 0.0, 1.0, 0.0, 1.0, 1.0)
+    drawn = n > 0
+    mean = np.divide(total, n, out=np.full(n.shape, sums.unchanged), where=drawn)
+    point = (np.where(drawn, size * total / np.maximum(n, 1), size * mean)).sum() / size.sum()
+    # p (1 - p) of outcomes 0 and 1, whose squares are themselves.
+    spread = mean * (1 - mean) - np.divide(total - squares, n, out=np.zeros(n.shape), where=drawn)
+    correction = (size - n) / np.maximum(size - 1, 1) / np.maximum(n, 1)
+    terms = np.where(drawn, (size / size.sum()) ** 2 * np.maximum(spread, 0) * correction, 0)
+    # A unit of one stratum is what was seen of it: nothing need be assumed.
+    low, high = bernstein.interval(size, sums, confidence, share if size.size > 1 else 1.0)
+    low, high = min(low, point), max(high, point)
+    margin = quantile * np.sqrt(terms.sum())
+    unsampled = float(size[~drawn].sum() / size.sum())
+    return (*counts, float(point), float(margin), low, high, low, high, unsampled)
 
 
 def _strata(cells: Cells) -> tuple[Strata, float, float]:

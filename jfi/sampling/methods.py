@@ -1,8 +1,9 @@
 """What every way of choosing faults and bounding their criticality has in common.
 
-A method asks an oracle which faults are critical, in rounds, until it can say for every unit asked
-for how many there are; it knows nothing of networks or engines. Its faults depend on the seed and
-on earlier answers alone, so a campaign that was killed repeats its rounds from its records.
+A method asks an oracle for the outcomes of faults, in rounds, until it can say for every unit asked
+for what their mean is (`jfi.sampling.estimands`: the share of critical faults, or another); it
+knows nothing of networks or engines. Its faults depend on the seed and on earlier answers alone, so
+a campaign that was killed repeats its rounds from its records.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +13,19 @@ import numpy as np
 
 from jfi.errors import InputError
 from jfi.faults import FaultSpace
+from jfi.sampling.estimands import CRITICAL, Estimand
 from jfi.sampling.sampling import Request
 
 LEVELS = ("network", "layer", "bit")
 
-# Whether each fault of ids int64 [n] is critical on at least one image, bool [n].
+# The outcome [n], in [0, 1], of each fault of ids int64 [n]: whether it is critical, or another.
 Oracle = Callable[[np.ndarray], np.ndarray]
 
 
 class Interval(NamedTuple):
-    """The share of critical faults in a unit lies from ``low`` to ``high`` with the confidence.
+    """The mean outcome of a unit's faults lies from ``low`` to ``high`` with the confidence.
 
-    injections, critical: those that fell in the unit.
+    injections: those that fell in the unit. total: of their outcomes, so many critical faults.
     """
 
     unit: str
@@ -32,7 +34,7 @@ class Interval(NamedTuple):
     bit: int | None
     population: int
     injections: int
-    critical: int
+    total: float
     estimate: float
     low: float
     high: float
@@ -62,7 +64,7 @@ class Result(NamedTuple):
 
 
 class Method(Protocol):
-    """Chooses faults, asks for them, and bounds the criticality of every unit of some levels."""
+    """Chooses faults, asks for them, and bounds the mean outcome of every unit of some levels."""
 
     def __call__(
         self,
@@ -72,6 +74,7 @@ class Method(Protocol):
         levels: Sequence[str],
         oracle: Oracle,
         seed: int,
+        estimand: Estimand = CRITICAL,
     ) -> Result:
         """``leaves`` holds the golden values of each site of ``space``, None of run-time values.
 
@@ -116,10 +119,10 @@ def units(space: FaultSpace, levels: Sequence[str]) -> list[Unit]:
     return [unit for level in levels for unit in found[level]]
 
 
-def interval(space: FaultSpace, unit: Unit, injections, critical, estimate, low, high) -> Interval:
+def interval(space: FaultSpace, unit: Unit, injections, total, estimate, low, high) -> Interval:
     """The interval of a unit, its name and population filled in."""
     site = None if unit.site is None else space.sites[unit.site].name
     name = site or ("network" if unit.bit is None else f"bit {unit.bit}")
     size = space.stratum_size(unit.site, unit.bit)
-    counts = size, int(injections), int(critical)
+    counts = size, int(injections), float(total)
     return Interval(name, unit.level, site, unit.bit, *counts, *map(float, (estimate, low, high)))

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 
 from jfi.campaign import campaign
 from jfi.report import tables
+from jfi.sampling.estimands import ACCURACY, FAULTS, PAIRS, WORDS
 
+_TOLD = {FAULTS: "critical", PAIRS: "critical pairs", ACCURACY: "accuracy"}
 QUIET_SECONDS = 30  # between lines of progress where there is no terminal
 
 
@@ -53,11 +55,15 @@ def told(state: campaign.Progress, spent: float) -> str:
     text = f"{state.done:,}{of} faults, {rate:,.0f} faults/s"
     if rate > 0 and state.total is not None:
         text += f", {(state.total - state.done) / rate:,.0f} s left"
+    if state.estimate is None and state.estimand.name != FAULTS:
+        text += f", for the {WORDS[state.estimand.name]}"
     if state.estimate is not None:
         e, sampled = state.estimate, 1 - state.estimate.unsampled
-        # Strata not yet reached count as 0 in the estimate; so far, it speaks for the others.
-        share, margin = (tables.percent(x / sampled) for x in (e.estimate, e.margin))
-        text += f", critical {share} ± {margin}% of the {sampled:.0%} of faults sampled so far"
+        # Strata not yet reached count as unchanged in the estimate; so far, it speaks for others.
+        seen = e.estimate - state.estimand.unchanged * e.unsampled
+        share, margin = (tables.percent(x / sampled) for x in (seen, e.margin))
+        what = _TOLD[state.estimand.name]
+        text += f", {what} {share} ± {margin}% of the {sampled:.0%} of faults sampled so far"
     return text
 
 

@@ -14,6 +14,7 @@ from jfi import bits
 from jfi.campaign import records
 from jfi.errors import InputError
 from jfi.report import finished, page, tables
+from jfi.sampling.estimands import WORDS
 from jfi.sampling.estimates import Estimate
 
 SHOWN = 40  # most rows of the table of a result; `estimates` has all
@@ -40,13 +41,19 @@ class Result:
         self.workdir, self.manifest, self.summary = Path(workdir), manifest, summary
 
     @property
+    def estimated(self) -> str:
+        """What was estimated: `faults`, `pairs` or `accuracy` (`jfi.sampling.estimands`)."""
+        return tables.estimated(tables.asked(self.manifest))
+
+    @property
     def sentence(self) -> str:
         """What was found, in words."""
         units = self._units()
         images = self.summary["images"]
-        whole = [tables.sentence(e, self.manifest, images) for e in units if e.level == "network"]
+        told = {**self.manifest, "config": self._config}
+        whole = [tables.sentence(e, told, images) for e in units if e.level == "network"]
         if whole or all(e.level != "layer" for e in units):
-            return " ".join(whole) or "By bit: see the table."
+            return " ".join(whole) or f"By bit, {WORDS[self.estimated]}: see the table."
         return tables.layers_sentence(units, self._config)
 
     def estimates(self, level: str | None = None):
@@ -145,7 +152,7 @@ class Result:
 
     @property
     def _config(self) -> dict[str, Any]:
-        return self.manifest.get("config", {})
+        return {**self.manifest.get("config", {}), "estimate": self.estimated}
 
     def _units(self, level: str | None = None) -> list[Estimate]:
         """The estimates; what JSON has no number for is NaN again."""

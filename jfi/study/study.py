@@ -23,7 +23,7 @@ from jfi.errors import InputError, VerificationError, kind
 from jfi.faults import Site
 from jfi.networks.sites import Network
 from jfi.report import tally
-from jfi.sampling import methods
+from jfi.sampling import estimands, methods
 from jfi.sampling.sampling import SAMPLERS, Request
 from jfi.study.live import LiveProgress, stoppable
 from jfi.study.result import Result, load
@@ -87,6 +87,7 @@ class Study:
         sites: str | None = None,
         fault_model: str = "stuck_at",
         levels: str | Sequence[str] = ("network",),
+        estimate: str = "faults",
         seed: int = 0,
         verify: int = 200,
         progress: bool | Callable[[Progress], None] = True,
@@ -109,6 +110,9 @@ class Study:
           fault_model: a name of `jfi.faults.FAULT_MODELS`.
           levels: units that a sampler in rounds is to bound, of network, layer and bit. Others
             estimate all units.
+          estimate: what the margin is of: the share of `faults` critical on at least one image; of
+            (fault, image) `pairs` that are critical; or the mean `accuracy` under fault, which
+            needs labels. Of the last two `detect` tells neither.
           seed: of the sample: the same faults on any machine.
           verify: random pairs to run again naively at the end.
           progress: True shows it live, False not; a function is called after every shard.
@@ -124,6 +128,7 @@ class Study:
         name = _check_sampler(sampler)
         measure = "critical" if measure is None else measure
         check_measure(measure)
+        estimands.check(estimate, measure, self.labels is not None)
         _check_verify(verify)
         _check_text("sites", sites, (str,), "a regular expression")
         _check_text("workdir", workdir, (str, PathLike), "the path of a directory")
@@ -133,6 +138,7 @@ class Study:
             "fault_model": fault_model,
             "request": Request(error_margin, confidence),
             "seed": seed,
+            "estimate": estimate,
         }
         if name in METHODS:
             plan = rounds.open_plan(self.network, levels=levels, **asked)
@@ -146,6 +152,7 @@ class Study:
             "sampler": name,
             "measure": measure,
             "criterion": self.criterion.text,
+            "estimate": estimate,
             "fault_model": fault_model,
             "sites": sites,
             "error_margin": float(error_margin),
@@ -172,7 +179,7 @@ class Study:
         if name in METHODS:
             run = partial(
                 rounds.run, name, plan.space, request=plan.request, levels=config["levels"],
-                seed=plan.seed,
+                seed=plan.seed, estimate=plan.estimate,
             )  # fmt: skip
         earlier, wrong = _earlier(path), None
         try:

@@ -192,6 +192,7 @@ def test_a_finished_campaign_runs_nothing_again(script, monkeypatch, exhaustive,
         ("--keep_bits", "keep_bits was false, is true"),
         ("--measure=critical", 'measure was "full", is "critical"'),
         ("--mean=0.5 --std=0.3081", "mean was [0.1307], is [0.5]"),
+        ("--estimate=pairs", 'estimate was "faults", is "pairs"'),
     ],
 )
 def test_other_flags_are_refused(script, exhaustive, lenet_weights, flag, difference):
@@ -235,6 +236,42 @@ def test_estimates_stand_beside_the_truth(script, tmp_path, exhaustive, lenet_we
     assert (
         "The exhaustive truth lies inside the interval of" in (tmp_path / "report.md").read_text()
     )
+
+
+@pytest.mark.parametrize("estimate", ["pairs", "accuracy"])
+def test_pairs_and_accuracy_stand_beside_their_truth(
+    script, tmp_path, exhaustive, lenet_weights, estimate
+):
+    """The truth by the record of every fault."""
+    arguments = flags_of(tmp_path / "whole", lenet_weights, "exhaustive")
+    ended = script(campaign, *arguments, f"--estimate={estimate}", "--measure=critical")
+    assert ended.status == 0, ended.err
+    column = "critical" if estimate == "pairs" else "correct"
+    counts = [shard[column] for shard in records.read_shards(exhaustive)]
+    (whole, *_) = records.read_summary(tmp_path / "whole")["estimates"]
+    assert whole["estimate"] == pytest.approx(np.concatenate(counts).mean() / 20)
+    arguments = [
+        *flags_of(tmp_path / "run", lenet_weights, "adaptive_distance"), f"--estimate={estimate}",
+        "--error_margin=0.02", "--levels=network", "--measure=critical",
+    ]  # fmt: skip
+    ended = script(campaign, *arguments, f"--truth={tmp_path / 'whole'}")
+    assert ended.status == 0, ended.err
+    assert ended.out.splitlines()[2].split()[-2:] == [f"{100 * whole['estimate']:.3f}", "yes"]
+    assert "for the share of (fault" in ended.out or "for the mean accuracy under" in ended.out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Estimated" in page and f"--estimate={estimate}" in page
+    assert ("; without a fault" in page) == (estimate == "accuracy")
+    other = script(
+        campaign, *arguments[:4], "--sampler=layer_wise", f"--truth={tmp_path / 'whole'}"
+    )
+    assert other.status == 2 and f"estimates {estimate}, not faults" in other.err
+
+
+def test_pairs_are_not_told_by_detect(script, tmp_path, lenet_weights):
+    arguments = [*flags_of(tmp_path / "run", lenet_weights, "layer_wise"), "--measure=detect"]
+    ended = script(campaign, *arguments, "--estimate=pairs")
+    assert ended.status == 2 and "measure 'detect' tells only one" in ended.err
+    assert ended.err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def copied(truth: Path, folder: Path, file: str, change) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,14 +46,56 @@ def written(path, critical=None, values=None, **meta):
 def test_a_truth_is_read_fault_by_fault(tmp_path):
     values, critical = written(tmp_path / "t.npz")
     found = bench.read(tmp_path / "t.npz")
-    assert found.space.size == 64 * sum(WORDS) == found.critical.size
+    assert found.space.size == 64 * sum(WORDS) == found.outcome.size
     faults = found.space.decode(np.arange(found.space.size))
     for number, (s, i, b, p) in enumerate(zip(*faults, strict=True)):
         word = values[s][[i]]
         is_flip = bits.faulty(word, int(b), int(p)).view("u4") == bits.faulty(
             word, int(b), FLIP
         ).view("u4")
-        assert found.critical[number] == (is_flip[0] and critical[s][i, b] > 0)
+        assert found.outcome[number] == (is_flip[0] and critical[s][i, b] > 0)
+
+
+def test_a_truth_tells_pairs_and_accuracy(tmp_path):
+    values, critical = written(tmp_path / "t.npz", golden_correct=6)
+    correct = [np.int32(6 - np.minimum(x, 6) + (x == 3)) for x in critical]
+    with np.load(tmp_path / "t.npz") as file:
+        arrays = dict(file) | {f"correct_{k}": x for k, x in enumerate(correct)}
+    np.savez(tmp_path / "t.npz", **arrays)
+    for estimate, counts, still in (("pairs", critical, 0), ("accuracy", correct, 6)):
+        found = bench.read(tmp_path / "t.npz", estimate=estimate)
+        faults = found.space.decode(np.arange(found.space.size))
+        for number, (s, i, b, p) in enumerate(zip(*faults, strict=True)):
+            word = values[s].view(np.uint32)[i]
+            is_flip = int(word) >> int(b) & 1 != p
+            assert found.outcome[number] == (counts[s][i, b] if is_flip else still) / 8
+        np.testing.assert_allclose(bench.shares(found, "network"), [found.outcome.mean()])
+        assert found.estimand.unchanged == still / 8
+
+
+def test_a_truth_without_answers_that_are_right_tells_no_accuracy(tmp_path):
+    written(tmp_path / "t.npz")
+    with pytest.raises(bench.InputError, match="does not hold which images are answered right"):
+        bench.read(tmp_path / "t.npz", estimate="accuracy")
+    assert bench.read(tmp_path / "t.npz", estimate="pairs").estimand.parts == 8
+
+
+FIXED = [f"{name}, bernstein" for name in bench.FIXED]
+ESTIMATED = [*FIXED, "iterative", "adaptive by cell", "adaptive by |dw|"]
+
+
+@pytest.mark.parametrize("estimate", ["pairs", "accuracy"])
+@pytest.mark.parametrize("method", ESTIMATED)
+def test_every_sampler_holds_the_committed_truth(estimate, method):
+    """LeNet on digits, network and layers, 12 campaigns at 90%."""
+    path = Path(bench.__file__).parents[1] / "truths" / "lenet_digits.npz"
+    found = bench.read(path, estimate=estimate)
+    for level in ("network", "layer"):
+        row = bench.row(found, bench.Case(method, level, 0.03, 0.9), 12)
+        missed = round((1 - row["coverage"]) * 12 * row["units"])
+        assert stats.binomtest(missed, 12 * row["units"], 0.1, alternative="greater").pvalue > 1e-3
+        if method.startswith("adaptive"):
+            assert row["widest"] <= 0.03
 
 
 def test_words_known_in_part_are_left_out(tmp_path):
@@ -62,7 +105,7 @@ def test_words_known_in_part_are_left_out(tmp_path):
     written(tmp_path / "t.npz", critical)
     found = bench.read(tmp_path / "t.npz")
     assert [(s.name, s.shape) for s in found.space.sites] == [("layer0/kernel", (6,))]
-    assert found.critical.mean() == 0.5
+    assert found.outcome.mean() == 0.5
     written(tmp_path / "t.npz", [critical[1][:7], critical[1]])
     with pytest.raises(bench.InputError, match="knows no word whole"):
         bench.read(tmp_path / "t.npz")
@@ -86,7 +129,7 @@ def test_hints_follow_the_words(tmp_path):
 def test_certified_faults_are_not_injected_and_still_counted():
     found = bench.made_up(words=(60, 400))
     flips = [np.zeros((n, 32), bool) for n in (60, 400)]
-    faults = found.space.decode(np.flatnonzero(found.critical))
+    faults = found.space.decode(np.flatnonzero(found.outcome))
     for site, index, bit in zip(faults.site, faults.index, faults.bit, strict=True):
         flips[site][index, bit] = True
     ones = [np.ones((2, n)) for n in (60, 400)]
@@ -104,7 +147,7 @@ def test_true_shares_are_counted_one_by_one():
     faults = found.space.decode(np.arange(found.space.size))
     for level in methods.LEVELS:
         units = methods.units(found.space, (level,))
-        expected = [found.critical[u.holds(faults.site, faults.bit)].mean() for u in units]
+        expected = [found.outcome[u.holds(faults.site, faults.bit)].mean() for u in units]
         np.testing.assert_allclose(bench.shares(found, level), expected)
 
 
@@ -114,12 +157,12 @@ def test_drawn_counts_are_distributed_as_those_of_drawn_faults(method):
     case = bench.Case(method, "layer", 0.05, 0.9)
     sampler, kind = method.split(", ")
     whole = sfi.fixed(sampler, kind)
-    request, oracle = Request(0.05, 0.9), found.critical.__getitem__
+    request, oracle = Request(0.05, 0.9), found.outcome.__getitem__
     drawn = [whole(found.space, found.leaves, request, ("layer",), oracle, s) for s in range(300)]
     counted = [bench.campaigns(found, case)(seed) for seed in range(300)]
     assert drawn[0].injections == counted[0].injections
     for unit in (0, 1):
-        for name in ("injections", "critical", "low"):
+        for name in ("injections", "total", "low"):
             a, b = ([getattr(r.units[unit], name) for r in rs] for rs in (drawn, counted))
             assert stats.ks_2samp(a, b).pvalue > 1e-3
 
@@ -173,6 +216,19 @@ def test_smoke_writes_a_table_a_figure_and_rows(script, tmp_path):
     text = (tmp_path / "new/samplers.md").read_text()
     assert text.count("\n|") == 2 + len(rows)
     assert (tmp_path / "new/samplers.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_smoke_of_another_estimate_keeps_rows_of_its_own(script, tmp_path):
+    flags = ("--smoke", "--levels=network", f"--out={tmp_path}", "--methods=layer_wise,adaptive")
+    ended = script(bench, *flags, "--estimate=accuracy")
+    assert ended.status == 0, ended.err
+    rows = json.loads((tmp_path / "samplers.json").read_text())
+    assert {r["method"] for r in rows} == {
+        "layer_wise, normal", "layer_wise, bernstein", "adaptive by cell", "adaptive by |dw|",
+    }  # fmt: skip
+    assert {r["estimate"] for r in rows} == {"accuracy"}
+    assert "mean accuracy under fault, % of images." in (tmp_path / "samplers.md").read_text()
+    assert "rows of another truth" in script(bench, *flags, "--estimate=pairs").err
 
 
 def test_goes_on_with_the_rows_that_are_there(script, tmp_path, monkeypatch):

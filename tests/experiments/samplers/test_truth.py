@@ -95,6 +95,25 @@ def test_truth_is_what_naive_reruns_say(engine, whole):
         assert 0 < (images > 0).mean() < 1
 
 
+def test_images_answered_right_are_what_naive_reruns_say(engine, whole, tmp_path):
+    """All labels are 0: right where the faulty answer is."""
+    golden = logits(engine.network.params, engine.images).argmax(1)
+    assert whole.meta["golden_correct"] == (golden == 0).sum()
+    draw = np.random.default_rng(0)
+    for number, site in enumerate(whole.sites):
+        for index, bit in draw.integers(0, (site.words, 32), (40, 2)):
+            params = {name: np.array(value) for name, value in engine.network.params.items()}
+            params[site.name].view(np.uint32).reshape(-1)[index] ^= np.uint32(1 << bit)
+            with np.errstate(invalid="ignore", over="ignore"):
+                right = (logits(params, engine.images).argmax(1) == 0).sum()
+            assert whole.correct[number][index, bit] == right
+    # Without labels nothing is right or wrong, and the file says so.
+    own = Engine(engine.network, engine.images, None, engine.sites)
+    unlabelled = written(own, tmp_path / "t.npz")
+    assert unlabelled.correct is truth.load(tmp_path / "t.npz").correct is None
+    assert "golden_correct" not in unlabelled.meta
+
+
 def test_oracle_is_what_naive_reruns_say_of_stuck_at_faults(engine, whole):
     faults = whole.space.decode(np.arange(whole.space.size))
     naive = [
@@ -225,7 +244,8 @@ def test_a_file_says_what_was_saved(whole, tmp_path):
 def test_the_format_is_as_documented(whole, tmp_path):
     truth.save(tmp_path / "t.npz", whole)
     with np.load(tmp_path / "t.npz") as file:
-        assert set(file.files) == {"meta", "critical_0", "critical_1", "words_0", "words_1"}
+        names = ("critical", "words", "correct")
+        assert set(file.files) == {"meta", *(f"{name}_{k}" for name in names for k in (0, 1))}
         meta = json.loads(file["meta"].item())
         assert file["meta"].shape == () and file["words_0"].dtype == np.uint32
         assert file["critical_1"].shape == (15, 32) and file["words_1"].shape == (15,)
@@ -344,5 +364,8 @@ def test_committed_truths_hold_what_runs_without_proofs_tell(
     faults = Faults(site.astype(np.int32), index, bit.astype(np.int16), flip)
     told = np.array([found.critical[s][i, b] for s, i, b in at[chosen]])
     assert told.astype(bool).sum() > flips / 20
-    full = engine.run(faults, "full").critical
-    np.testing.assert_array_equal(full, told)
+    full = engine.run(faults, "full")
+    np.testing.assert_array_equal(full.critical, told)
+    if found.correct:
+        right = [found.correct[s][i, b] for s, i, b in at[chosen]]
+        np.testing.assert_array_equal(full.correct, right)

@@ -64,6 +64,37 @@ def test_margins_are_met_and_hold_the_truth(name, space, engine, truth, tmp_path
     assert np.array_equal(found, truth[ids])
 
 
+@pytest.fixture(scope="module")
+def labelled(engine):
+    """The engine with labels of which some are right."""
+    labels = np.where(np.arange(12) % 4 == 0, (engine.golden.top1 + 1) % 3, engine.golden.top1)
+    return jfi.Engine(engine.network, IMAGES, labels, engine.sites)
+
+
+@pytest.mark.parametrize("estimate", ["pairs", "accuracy"])
+@pytest.mark.parametrize("name", rounds.METHODS)
+def test_margins_of_pairs_and_accuracy_hold_the_truth(name, estimate, space, labelled, tmp_path):
+    told = labelled.run(space.decode(np.arange(space.size)), "full")
+    outcome = (told.critical if estimate == "pairs" else told.correct) / 12
+    summary = run(name, space, labelled, tmp_path, estimate=estimate)
+    sites = space.decode(np.arange(space.size)).site
+    means = [outcome.mean(), *(outcome[sites == site].mean() for site in (0, 1))]
+    critical = told.critical > 0
+    assert summary["estimate"] == estimate
+    ids = np.concatenate([shard["id"] for shard in records.read_shards(tmp_path)])
+    for unit, mean in zip(summary["estimates"], means, strict=True):
+        assert name == "iterative" or unit["margin"] <= 0.0501
+        assert unit["low"] - 1e-9 <= mean <= unit["high"] + 1e-9
+        inside = np.isin(sites[ids], sites if unit["site"] is None else [
+            [site.name for site in space.sites].index(unit["site"])
+        ])  # fmt: skip
+        assert unit["critical"] == critical[ids[inside]].sum()
+        assert unit["injections"] == inside.sum()
+    manifest = records.read_manifest(tmp_path)
+    assert manifest["identity"]["estimate"] == estimate
+    assert manifest["golden_accuracy"] == 0.75
+
+
 def test_certified_flips_are_harmless_and_never_asked_for(
     engine, space, truth, tmp_path, monkeypatch
 ):
@@ -117,12 +148,16 @@ def test_records_of_other_faults_are_refused(space, engine, tmp_path):
     run("adaptive", space, engine, tmp_path)
     with pytest.raises(jfi.InputError, match="seed was 0, is 1"):
         run("adaptive", space, engine, tmp_path, seed=1)
+    with pytest.raises(jfi.InputError, match='estimate was not set, is "pairs"'):
+        run("adaptive", space, engine, tmp_path, estimate="pairs")
 
 
 BAD = [
     ({"name": "clever"}, "sampler 'clever' is unknown; choose from adaptive"),
     ({"levels": ("image",)}, "level 'image' is unknown"),
     ({"measure": "some"}, "measure 'some' is unknown"),
+    ({"estimate": "some"}, "estimate 'some' is unknown; choose from faults, pairs, accuracy"),
+    ({"estimate": "pairs", "measure": "detect"}, "measure 'detect' tells only one"),
     ({"request": jfi.Request(error_margin=2.0)}, "error_margin 2.0 is not between 0 and 1"),
 ]
 

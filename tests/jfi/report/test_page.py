@@ -14,7 +14,7 @@ from jfi.campaign import records
 from jfi.errors import InputError
 from jfi.faults import Faults
 from jfi.outcomes import Outcomes
-from jfi.report import figures, finished, page, tally
+from jfi.report import figures, finished, narrowing, page, tally
 from jfi.report.names import clean, shortened
 from jfi.sampling.estimates import estimate
 
@@ -157,6 +157,35 @@ def test_campaigns_stand_side_by_side(tmp_path):
     read = Reader(text)
     assert read.ids[-2:] == ["versus", "versus-figure"] and "versus-figure" in read.drawn
     assert "B: other" in text and "<th>seed</th><td>0</td><td>3</td><td>0</td>" in text
+
+
+def test_runs_of_different_estimates_are_not_set_side_by_side(tmp_path):
+    run, other = made(tmp_path / "a"), made(tmp_path / "b")
+    path = other / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["estimate"] = "pairs"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"estimates pairs, the share of .* faults, the share of"):
+        page.write(run, [other])
+
+
+def test_the_page_of_pairs_narrows_to_its_interval(tmp_path):
+    """Of a sample drawn at once, from random parts of it."""
+    run = made(tmp_path / "a")
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["estimate"] = "pairs"
+    path.write_text(json.dumps(manifest))
+    seen = finished.read(run).seen
+    assert seen.outcomes.injections.sum() == 2 * 32 * WORDS // 2
+    images = np.concatenate([shard["critical"] for shard in records.read_shards(run)])
+    assert seen.outcomes.total.sum() == pytest.approx(images.sum() / IMAGES)
+    assert seen.outcomes.squares.sum() == pytest.approx((images**2).sum() / IMAGES**2)
+    steps = narrowing.steps(manifest, {}, finished.read(run).estimates, seen)
+    widths = [step.high - step.low for step in steps]
+    assert 2 < len(steps) <= tally.STEPS and widths[-1] < widths[0]
+    assert steps[-1].estimate == pytest.approx(images.mean() / IMAGES)
+    assert "Critical pairs per layer" in page.write(run).read_text()
 
 
 def test_a_run_that_tells_nothing_is_refused_in_one_sentence(tmp_path):

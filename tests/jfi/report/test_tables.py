@@ -103,6 +103,44 @@ def test_the_network_is_put_in_words():
     assert "confidence" not in exact
 
 
+def test_pairs_and_accuracy_are_put_in_words():
+    pairs, accuracy = (
+        {**MANIFEST, "config": {**MANIFEST["config"], "estimate": name}}
+        for name in ("pairs", "accuracy")
+    )
+    assert report.sentence(unit(), pairs, images=128) == (
+        "With 99% confidence between 0.600% and 8.500% of the (fault, image) pairs of the 1,000 "
+        "stuck-at faults in the chosen sites of lenet and 128 images are critical: the fault "
+        "changes the prediction. 100 of them were injected."
+    )
+    high = unit(estimate=0.93, cp_low=0.9, cp_high=0.95)
+    told = report.sentence(high, {**accuracy, "golden_accuracy": 0.975}, images=128)
+    assert told == (
+        "Mean accuracy under fault, over the 1,000 stuck-at faults in the chosen sites of lenet: "
+        "with 99% confidence between 90.000% and 95.000% of 128 images; without a fault 97.500%. "
+        "100 of them were injected."
+    )
+    assert "without" not in report.sentence(high, accuracy, images=128)
+    layers = [layer(f"l{k}", 0.9 + k / 100) for k in range(7)]
+    text = report.layers_sentence(layers, accuracy["config"])
+    assert text.startswith("By layer, mean accuracy under fault, % of images, each with 99% conf")
+    assert text.index("l0") < text.index("l4") and "2 more with higher estimates" in text
+
+
+def test_the_report_of_accuracy_lists_the_worst_bits_first(tmp_path):
+    config = {**MANIFEST["config"], "estimate": "accuracy"}
+    units = [
+        unit(level="layer_bit", unit=f"bit {b}", site="a", bit=b, estimate=0.5 + b / 100,
+             cp_low=0.5 + b / 100 - 0.01, cp_high=0.5 + b / 100 + 0.01, critical=int(b < 20))
+        for b in range(32)
+    ]  # fmt: skip
+    text = report.write_report(tmp_path, {**MANIFEST, "config": config}, units).read_text()
+    assert "| bit 0 |" in text and "| bit 11 |" in text and "| bit 12 |" not in text
+    assert "8 with higher estimates are not listed" in text
+    assert "no critical fault was seen in 12: at least 69.000% each" in text
+    assert "empirical Bernstein bound" in text
+
+
 def test_warnings_name_small_samples_and_unsampled_parts():
     assert report.warnings([unit(margin=0.0099, low=0.02, high=0.04)], 0.01) == []
     (small,) = report.warnings([unit()], 0.01)

@@ -6,7 +6,7 @@ from scipy import optimize, stats
 
 from jfi.errors import InputError
 from jfi.faults import FaultSpace, Site
-from jfi.sampling import adaptive, methods, strata
+from jfi.sampling import adaptive, estimands, methods, strata
 from jfi.sampling.sampling import Request
 
 LEVELS = methods.LEVELS
@@ -73,6 +73,67 @@ def test_intervals_hold_the_truth_and_meet_the_margin_whatever_the_strata(name):
         missed += (truths < low - 1e-12) | (high + 1e-12 < truths)
     assert missed.sum() <= 0.1 * repeats * len(truths)
     assert stats.binomtest(int(missed.max()), repeats, 0.1, alternative="greater").pvalue > 1e-3
+
+
+IMAGES = 20
+
+
+def outcomes(net, name):
+    """The estimand, and the outcome of every fault: critical ones change any number of images."""
+    rng = np.random.default_rng(1)
+    changed = np.where(net.critical, np.ceil(IMAGES * rng.beta(0.4, 1, net.space.size)), 0)
+    estimand = estimands.estimand(name, IMAGES, 0.9)
+    if name == "pairs":
+        return estimand, changed / IMAGES
+    return estimand, np.clip(0.9 - (changed - (rng.random(changed.size) < 0.1)) / IMAGES, 0, 1) * (
+        net.critical
+    ) + 0.9 * ~net.critical
+
+
+@pytest.mark.parametrize("name", ["pairs", "accuracy"])
+@pytest.mark.parametrize("split", [strata.by_cell, strata.by_distance])
+def test_means_of_other_outcomes_hold_and_meet_the_margin(name, split):
+    estimand, outcome = outcomes(NET, name)
+    units = methods.units(NET.space, LEVELS)
+    truths = [outcome[u.holds(NET.faults.site, NET.faults.bit)].mean() for u in units]
+    repeats, missed = 12, np.zeros(len(truths))
+    for seed in range(repeats):
+        result = adaptive.adaptive(split)(
+            NET.space, NET.leaves, Request(0.05, 0.9), LEVELS, outcome.__getitem__, seed, estimand
+        )
+        low, high = (np.array([getattr(u, x) for u in result.units]) for x in ("low", "high"))
+        assert (high - low <= 2 * 0.05 + 1e-12).all()
+        # Bounds are whole numbers of images, as are all outcomes.
+        sizes = np.array([u.population for u in result.units]) * IMAGES
+        np.testing.assert_allclose(low * sizes, np.round(low * sizes), atol=1e-5)
+        missed += (truths < low - 1e-9) | (high + 1e-9 < truths)
+    assert missed.sum() <= 0.1 * repeats * len(truths)
+    assert stats.binomtest(int(missed.max()), repeats, 0.1, alternative="greater").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["pairs", "accuracy"])
+def test_every_fault_that_matters_tells_the_mean_exactly(name):
+    net = Net((4, 6))
+    estimand, outcome = outcomes(net, name)
+    result = adaptive.adaptive()(
+        net.space, net.leaves, Request(1e-6, 0.9), ("network",), outcome.__getitem__, 0, estimand
+    )
+    (unit,) = result.units
+    assert unit.low == pytest.approx(outcome.mean(), abs=1e-9) == unit.high
+    assert unit.injections <= net.space.size / 2
+
+
+def test_outcomes_of_small_variance_take_fewer_injections():
+    """Of images that all change together, and of one in twenty of them."""
+    spent = []
+    for scale in (1.0, 1 / IMAGES):
+        result = adaptive.adaptive()(
+            NET.space, NET.leaves, Request(0.01, 0.9), ("network",),
+            lambda ids, scale=scale: NET.critical[ids] * scale, 0,
+            estimands.Estimand("pairs", IMAGES),
+        )  # fmt: skip
+        spent.append(result.injections)
+    assert spent[1] < spent[0] / 3
 
 
 def test_a_good_score_saves_injections_and_a_bad_one_costs_them():
@@ -153,7 +214,7 @@ def test_what_is_known_beforehand_is_not_injected():
 
     result = NET.run(split, levels=("network",), margin=0.01)
     assert result.injections < NET.run(levels=("network",), margin=0.01).injections / 2
-    assert result.units[0].critical == result.units[0].injections
+    assert result.units[0].total == result.units[0].injections
     assert result.units[0].low <= NET.truths(("network",))[0] <= result.units[0].high
 
 

@@ -17,6 +17,7 @@ import jfi
 from jfi.bits import DEAD, FLIP, POLARITIES, STUCK_AT_0, STUCK_AT_1
 from jfi.campaign import records
 from jfi.campaign.rounds import METHODS
+from jfi.sampling import estimands
 from jfi.sampling.sampling import SAMPLERS
 from jfi.study import live, result
 
@@ -299,13 +300,90 @@ def test_every_sampler_by_its_name(door, tmp_path, sampler):
 
 def test_one_level_alone(door, tmp_path):
     found = door.run("adaptive", workdir=tmp_path, error_margin=0.2, levels="bit", verify=0)
-    assert found.sentence == "By bit: see the table."
+    assert found.sentence == "By bit, share of critical faults: see the table."
     assert "bit 31" in repr(found)
     with pytest.raises(jfi.InputError, match="level 'layer' was not estimated; this campaign has"):
         found.estimates("layer")
 
 
+def right(whole):
+    """Of each fault of an exhaustive result the number of images answered right, by the record."""
+    shards = list(records.read_shards(whole.workdir))
+    return np.concatenate([shard["correct"] for shard in shards])
+
+
+def test_pairs_and_accuracy_of_every_fault_are_exact(door, whole, tmp_path):
+    golden = np.mean(naive(PARAMS, IMAGES).argmax(1) == LABELS)
+    means = {
+        "pairs": np.mean([len(images) / 12 for images in whole.faults().images]),
+        "accuracy": right(whole).mean() / 12,
+    }
+    assert 0 < means["pairs"] < 1 and means["accuracy"] != golden
+    for estimate, mean in means.items():
+        path = tmp_path / estimate
+        found = door.run("exhaustive", estimate=estimate, workdir=path, verify=0, progress=False)
+        unit = found.summary["estimates"][0]
+        assert unit["estimate"] == pytest.approx(mean)
+        assert unit["cp_low"] == unit["cp_high"] == unit["estimate"] and unit["margin"] == 0
+        assert jfi.load(path).estimated == estimate == found.summary["estimate"]
+    pairs, accuracy = (jfi.load(tmp_path / estimate).sentence for estimate in means)
+    assert pairs.startswith(f"Exactly {100 * means['pairs']:.3f}% of the (fault, image) pairs of ")
+    assert "Mean accuracy under fault, over the 4,608 stuck-at faults" in accuracy
+    assert f"exactly {100 * means['accuracy']:.3f}% of 12 images; without a fault " in accuracy
+    assert f"without a fault {100 * golden:.3f}%" in accuracy
+
+
+@pytest.mark.parametrize("estimate", ["pairs", "accuracy"])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *METHODS])
+def test_every_sampler_estimates_pairs_and_accuracy(door, whole, sampler, estimate, tmp_path):
+    counts = right(whole) if estimate == "accuracy" else [len(x) for x in whole.faults().images]
+    found = door.run(
+        sampler, estimate=estimate, workdir=tmp_path, error_margin=0.05, levels="network",
+        verify=0, progress=False, seed=1,
+    )  # fmt: skip
+    unit = found.summary["estimates"][0]
+    assert unit["cp_low"] - 1e-9 <= np.mean(counts) / 12 <= unit["cp_high"] + 1e-9
+    if sampler.startswith("adaptive"):
+        assert unit["margin"] <= 0.05
+    html, text, *_ = found.report()
+    words = {
+        "pairs": "of the (fault, image) pairs of",
+        "accuracy": "Mean accuracy under fault, ove",
+    }
+    for path in (html, text):
+        assert words[estimate] in Path(path).read_text()
+    titles = {"pairs": "Critical pairs per layer", "accuracy": "Accuracy under fault per layer"}
+    assert titles[estimate] in Path(html).read_text()
+    assert "share of (fault, image) pairs" in Path(html).read_text() or estimate == "accuracy"
+
+
+def test_a_campaign_of_another_estimate_is_refused(door, tmp_path):
+    options = {"workdir": tmp_path, "error_margin": 0.2, "verify": 0, "progress": False}
+    found = door.run("adaptive", **options)
+    with pytest.raises(jfi.InputError, match='estimate was "faults", is "pairs"'):
+        door.run("adaptive", estimate="pairs", **options)
+    # A record of before there were others is one of faults, and goes on.
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["config"].pop("estimate") == "faults"
+    assert "estimate" not in manifest["identity"]
+    path.write_text(json.dumps(manifest))
+    assert jfi.load(tmp_path).estimated == "faults"
+    again = door.run("adaptive", **options)
+    assert again.summary["run"]["faults"] == 0
+    assert again.summary["estimates"] == found.summary["estimates"]
+
+
+def test_accuracy_without_labels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(jfi.InputError, match="estimate 'accuracy' needs labels"):
+        study(None).run(estimate="accuracy")
+    assert not list(tmp_path.iterdir())
+
+
 BAD = [
+    ({"estimate": "share"}, "estimate 'share' is unknown; choose from faults, pairs, accuracy"),
+    ({"estimate": "pairs", "measure": "detect"}, "measure 'detect' tells only one"),
     ({"sampler": "clever"}, "sampler 'clever' is unknown; choose from adaptive, adaptive_cell,"),
     ({"sampler": 3}, "sampler 3 is unknown"),
     ({"error_margin": 2}, "error_margin 2 is not between 0 and 1"),
@@ -382,6 +460,23 @@ def test_progress_in_words():
     state = live.campaign.Progress(300, 900, 100, None)
     assert live.told(state, 2.0) == "300 of 900 faults, 100 faults/s, 6 s left"
     assert live.told(state._replace(total=None), 2.0) == "300 faults, 100 faults/s"
+
+
+def test_progress_names_what_is_estimated():
+    """Strata not yet reached count as unchanged: what is told is of those that were."""
+    e = jfi.Estimate("network", "network", None, None, 100, 10, 1, 0.86, 0.02, 0, 1, 0, 1, 0.5)
+    state = live.campaign.Progress(10, 20, 0, e, estimands.Estimand("accuracy", 10, 0.9))
+    assert live.told(state, 1.0).endswith(
+        "accuracy 82.000 ± 4.000% of the 50% of faults sampled so far"
+    )
+    pairs = state._replace(estimate=e._replace(estimate=0.1), estimand=estimands.Estimand("pairs"))
+    assert "critical pairs 20.000 ± 4.000%" in live.told(pairs, 1.0)
+    faults = pairs._replace(estimand=estimands.CRITICAL)
+    assert "faults/s, 1 s left, critical 20.000 ± 4.000%" in live.told(faults, 1.0)
+    rounds = pairs._replace(estimate=None, total=None)
+    assert live.told(rounds, 1.0).endswith(
+        "for the share of (fault, image) pairs that are critical"
+    )
 
 
 def test_a_pytorch_module(tmp_path):
