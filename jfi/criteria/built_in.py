@@ -193,6 +193,7 @@ def top_k(k: int) -> Criterion:
             critical=critical,
             correct=lambda row, label: among(row, label),
             constraints=constraints,
+            keeps_answer=False,
         )
 
     return of_each(f"top_k:{k}", judge, f"takes the top-1 answer out of the {k} highest")
@@ -238,7 +239,8 @@ def pixels(share: float = 0.0) -> Criterion:
             rank = jnp.argsort(jnp.argsort(least))
             return index, weight, jnp.where((rank < lost)[:, None], jnp.inf, slack)
 
-        return _answers(array, link, text, 3, differ=differ, needed=needed)
+        own = _answers(array, link, text, 3, differ=differ, needed=needed)
+        return own._replace(keeps_answer=not lost)
 
     return of_each(text, judge, f"changes the class of more than {100 * share:g}% of the pixels")
 
@@ -368,6 +370,7 @@ def tolerance(absolute: float = 0.0, relative: float = 0.0) -> Criterion:
             check_labels=check_labels,
             constraints=constraints if exact else None,
             on_outputs=True,
+            keeps_answer=False,
         )
 
     room = " + ".join(f"{x:g}{of}" for x, of in ((absolute, ""), (relative, " of itself")) if x)
