@@ -96,7 +96,7 @@ class Gpt(nn.Module):
     (A. Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018.)
     """
 
-    layers: int = 2
+    layers: int = 1
     width: int = 32
     heads: int = 2
 

@@ -316,6 +316,20 @@ def test_constraints_of_ones_own_are_proven():
     assert (((codes & outcomes.CRITICAL) != 0) == wanted[row, image]).mean() > 0.999
 
 
+def test_labels_of_the_last_token_may_be_those_of_all():
+    apply, params, images = network((3, 5))
+    net = jfi.network(apply, params, images[0])
+    labels = np.asarray(apply(params, images)).argmax(-1)
+    labels[:2, -1] = (labels[:2, -1] + 1) % 5
+    labels[3, 0] = (labels[3, 0] + 1) % 5
+    for given in (labels, labels[:, -1]):
+        engine = jfi.Engine(net, images, given, net.sites, criterion="tokens:last")
+        assert engine.accuracy == 4 / 6 and engine.labels.shape == (6,)
+    assert jfi.Engine(net, images, labels, net.sites, criterion="tokens").accuracy == 3 / 6
+    with pytest.raises(InputError, match=r"labels have shape .6, 2."):
+        jfi.Engine(net, images, labels[:, :2], net.sites, criterion="tokens:last")
+
+
 def test_bounds_of_many_outputs_take_little_memory():
     """Affine in a few features, as the end of a decoder: rows of 5,000 scores, some at a time."""
     features, shape = 16, (50, 50, 2)
