@@ -18,8 +18,8 @@ from jfi.engine import golden
 
 FILE = networks.__file__
 IMAGES = 4  # of the exhaustive part, judged naively
-WORDS = {"detector": 2, "segmenter": 2, "tagger": 6, "regressor": 4, "gpt": 2}  # of each site
-STEPS = {"detector": 120, "segmenter": 25, "tagger": 60, "regressor": 60, "gpt": 40}
+WORDS = {"detector": 2, "segmenter": 2, "tagger": 4, "regressor": 4, "gpt": 2}  # of each site
+STEPS = {"detector": 120, "segmenter": 25, "tagger": 250, "regressor": 60, "gpt": 40}
 
 
 class Trained(NamedTuple):
