@@ -37,7 +37,7 @@ class Outcomes(NamedTuple):
     inferred: np.ndarray | None = None  # images run to the logits
     certified: np.ndarray | None = None  # images decided by a certificate before
     non_finite: np.ndarray | None = None
-    correct: np.ndarray | None = None  # images whose faulty top-1 is the label (faulty accuracy)
+    correct: np.ndarray | None = None  # images whose faulty answer is the label (faulty accuracy)
     masked: np.ndarray | None = None
     non_critical: np.ndarray | None = None
     sdc_0_5: np.ndarray | None = None

@@ -401,7 +401,8 @@ class Tally:
 
     def __init__(self, plan: Plan, engine: Engine, measure: str):
         self.plan, self.engine, self.images = plan, engine, len(engine.images)
-        self.classes = TOLD[measure]
+        told = TOLD[measure] if engine.tells_correct(measure) else set(TOLD[measure]) - {"correct"}
+        self.classes = [name for name in TOLD[measure] if name in told]
         how = "decided", "inferred", "certified", "first_critical"
         self.columns = (*Faults._fields, *how, *self.classes)
         self.estimand = estimands.estimand(plan.estimate, self.images, golden_accuracy(engine))

@@ -193,6 +193,7 @@ def top_k(k: int) -> Criterion:
             critical=critical,
             correct=lambda row, label: among(row, label),
             constraints=constraints,
+            keeps_answer=False,
         )
 
     return of_each(f"top_k:{k}", judge, f"takes the top-1 answer out of the {k} highest")
@@ -202,7 +203,7 @@ def tokens(position: str = "any") -> Criterion:
     """Critical where the highest of the scores [B, T, V] is another token at a position.
 
     Args:
-      position: `any` of them, or the `last`.
+      position: `any` of them, or the `last`. Labels are [B, T]; of the last one [B] too.
 
     Raises:
       InputError: another position.
@@ -210,9 +211,20 @@ def tokens(position: str = "any") -> Criterion:
     if position not in ("any", "last"):
         raise InputError(f"position is {kind(position)}; it must be 'any' or 'last'")
     text = f"tokens:{position}"
-    seen = (lambda rows: rows[-1:]) if position == "last" else (lambda rows: rows)
-    meaning = f"changes the top-1 token at {'the last' if position == 'last' else 'a'} position"
-    return of_each(text, lambda array, link: _answers(array, link, text, 2, seen), meaning)
+    if position == "any":
+        meaning = "changes the top-1 token at a position"
+        return of_each(text, lambda array, link: _answers(array, link, text, 2), meaning)
+
+    def judge(array: Output, link: str) -> Judgement:
+        own = _answers(array, link, text, 2, lambda rows: rows[-1:])
+
+        def check_labels(labels, images):
+            every = labels.shape == (images, *array.shape[:-1])
+            return own.check_labels(labels[:, -1] if every else labels, images)
+
+        return own._replace(check_labels=check_labels)
+
+    return of_each(text, judge, "changes the top-1 token at the last position")
 
 
 def pixels(share: float = 0.0) -> Criterion:
@@ -238,7 +250,8 @@ def pixels(share: float = 0.0) -> Criterion:
             rank = jnp.argsort(jnp.argsort(least))
             return index, weight, jnp.where((rank < lost)[:, None], jnp.inf, slack)
 
-        return _answers(array, link, text, 3, differ=differ, needed=needed)
+        own = _answers(array, link, text, 3, differ=differ, needed=needed)
+        return own._replace(keeps_answer=not lost)
 
     return of_each(text, judge, f"changes the class of more than {100 * share:g}% of the pixels")
 
@@ -368,6 +381,7 @@ def tolerance(absolute: float = 0.0, relative: float = 0.0) -> Criterion:
             check_labels=check_labels,
             constraints=constraints if exact else None,
             on_outputs=True,
+            keeps_answer=False,
         )
 
     room = " + ".join(f"{x:g}{of}" for x, of in ((absolute, ""), (relative, " of itself")) if x)

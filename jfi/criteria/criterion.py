@@ -39,6 +39,7 @@ class Judgement(NamedTuple):
     chances: `row -> [C]`, the probabilities of its least certain answer; None for none.
     points: a fault is critical when it costs more than so many points of accuracy; None where it is
       critical as it is for one image.
+    keeps_answer: while all constraints are kept, `correct` says what it says of golden outputs.
     """
 
     critical: Callable[[Any, Any], Any]
@@ -50,6 +51,7 @@ class Judgement(NamedTuple):
     chances: Callable[[Any], Any] | None = None
     points: float | None = None
     on_outputs: bool = False
+    keeps_answer: bool = True
 
 
 class Criterion(NamedTuple):

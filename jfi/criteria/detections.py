@@ -118,14 +118,15 @@ def _corners(boxes: Any, form: str) -> Any:
     return jnp.concatenate([first, second], axis=1)
 
 
-def _iou(a: Any, b: Any) -> Any:
-    """[D, E]: intersection over union of boxes [D, 4] and [E, 4]; 1 of equal ones, though empty."""
-    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
+def _iou(box: Any, others: Any) -> Any:
+    """[D]: intersection over union of a box [4] with others [D, 4]; 1 of equal ones, if empty."""
+    low = jnp.maximum(box[:2], others[:, :2])
+    high = jnp.minimum(box[2:], others[:, 2:])
     both = jnp.prod(jnp.maximum(high - low, 0), axis=-1)
-    area, other = (jnp.prod(jnp.maximum(x[:, 2:] - x[:, :2], 0), axis=-1) for x in (a, b))
-    union = area[:, None] + other[None, :] - both
-    same = (a[:, None] == b[None, :]).all(axis=-1)
+    sizes = (jnp.maximum(x[..., 2:] - x[..., :2], 0) for x in (box, others))
+    area, other = (jnp.prod(size, axis=-1) for size in sizes)
+    union = area + other - both
+    same = (box == others).all(axis=-1)
     return jnp.where(same, 1.0, jnp.where(union == 0, 0.0, both / union))
 
 
@@ -133,18 +134,18 @@ def _match(golden, faulty, iou: float) -> Any:
     """int [D]: the faulty object that each golden one is matched with, or -1."""
     boxes, _, label, there = golden
     theirs, scores, found, objects = map(jnp.asarray, faulty)
-    overlap = _iou(theirs, boxes)
-    # What is no golden object of the class is never taken; NaN overlaps nothing.
-    fits = (found[:, None] == label[None, :]) & there[None, :] & (overlap >= iou)
-    overlap = jnp.where(fits, overlap, -1.0)
     order = jnp.argsort(-jnp.where(objects, scores, -jnp.inf), stable=True)
 
     def one(k, taken):
         own = order[k]
-        free = jnp.where(taken < 0, overlap[own], -1.0)
+        # One row of overlaps at a time: of all at once a detector of many anchors makes millions.
+        overlap = _iou(theirs[own], boxes)
+        # What is no golden object of the class is never taken; NaN overlaps nothing.
+        fits = (found[own] == label) & there & (overlap >= iou) & (taken < 0)
+        free = jnp.where(fits, overlap, -1.0)
         # Of equal overlaps the last, as COCO's loop has it.
         best = free.size - 1 - jnp.argmax(free[::-1])
-        takes = objects[own] & (free[best] >= 0)
-        return taken.at[best].set(jnp.where(takes, own, taken[best]))
+        return taken.at[best].set(jnp.where(free[best] >= 0, own, taken[best]))
 
-    return jax.lax.fori_loop(0, order.size, one, jnp.full(label.shape, -1))
+    # Objects come first.
+    return jax.lax.fori_loop(0, objects.sum(), one, jnp.full(label.shape, -1))

@@ -31,6 +31,7 @@ from jax.extend import core
 
 from jfi.criteria.criterion import Constraints
 from jfi.engine import curves
+from jfi.hardware.chunks import mapped
 from jfi.networks.convolution import EXACT
 from jfi.networks.program import PRODUCTS, Program, bind, dependents, flops, nbytes, section
 
@@ -406,8 +407,13 @@ def _weights(
 def _affine_moves(program: Program, env: dict, index, weight, share) -> Any:
     """[n]: the most, over functionals [K, M] of the scores, that an element moves one by."""
     scores, transpose = jax.vjp(lambda value: _rerun(program, env, value).ravel(), env[program.x])
-    (rows,) = jax.vmap(transpose)(jnp.eye(scores.size, dtype=scores.dtype))
-    rows = rows.reshape(scores.size, -1)
+    widest = max(var.aval.size for eqn in program.eqns for var in eqn.outvars)
+
+    def row(number):
+        return transpose(jnp.zeros_like(scores).at[number].set(1))[0].ravel()
+
+    # As many scores at a time as there is room for on the way back from them.
+    rows = mapped(row, jnp.arange(scores.size), max(1, AT_ONCE // widest))
 
     def most(index, weight, share):
         if index.shape[1] > PAIR:

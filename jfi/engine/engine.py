@@ -85,6 +85,8 @@ class Engine:
         self.images = check_images(network, images)
         criterion = names.check(criterion) or names.usual(network.outputs, labels)
         self.criterion, self.by = criterion, criterion.judge(network.outputs)
+        if labels is None and self.by.answer is None:
+            self.by = self.by._replace(correct=None)  # no golden answers stand for labels
         if screen and criterion != built_in.TOP1:
             raise InputError(f"screen {screen!r} is for top1; criterion {criterion.text} has none")
         self.golden = golden_run(network, self.images)
@@ -138,6 +140,8 @@ class Engine:
         self._settle(codes)
         tally = outcomes.tally if measure == "full" else outcomes.tally_critical
         found = tally(codes, keep_bits)._replace(inferred=told[0], certified=told[1])
+        if not self.tells_correct(measure):
+            found = found._replace(correct=None)
         return self._detected(found, codes) if measure == "detect" else found
 
     def check_measure(self, measure: str) -> None:
@@ -148,6 +152,15 @@ class Engine:
                 f"measure 'detect' ends at the first image, and criterion {self.criterion.text} is "
                 "of all of them; measure 'critical' tells it"
             )
+
+    def tells_correct(self, measure: str) -> bool:
+        """Whether a measure tells on how many images a fault leaves what the labels say.
+
+        A certificate that a fault is not critical need not say so much.
+        """
+        if self.by.correct is None:
+            return False
+        return measure == "full" or (measure == "critical" and self.by.keeps_answer)
 
     @property
     def accuracy(self) -> float:

@@ -10,9 +10,10 @@ import jfi
 from jfi import bits, forms, outcomes
 from jfi.criteria import names
 from jfi.criteria.criterion import own
-from jfi.engine import verify
+from jfi.engine import certify, verify
 from jfi.errors import InputError
 from jfi.faults import FAULT_MODELS, FaultSpace
+from jfi.networks.program import run, section
 
 BATCH, HIDDEN = 6, 8
 ENDS = {
@@ -315,6 +316,56 @@ def test_constraints_of_ones_own_are_proven():
     assert (((codes & outcomes.CRITICAL) != 0) == wanted[row, image]).mean() > 0.999
 
 
+def test_labels_of_the_last_token_may_be_those_of_all():
+    apply, params, images = network((3, 5))
+    net = jfi.network(apply, params, images[0])
+    labels = np.asarray(apply(params, images)).argmax(-1)
+    labels[:2, -1] = (labels[:2, -1] + 1) % 5
+    labels[3, 0] = (labels[3, 0] + 1) % 5
+    for given in (labels, labels[:, -1]):
+        engine = jfi.Engine(net, images, given, net.sites, criterion="tokens:last")
+        assert engine.accuracy == 4 / 6 and engine.labels.shape == (6,)
+    assert jfi.Engine(net, images, labels, net.sites, criterion="tokens").accuracy == 3 / 6
+    with pytest.raises(InputError, match=r"labels have shape .6, 2."):
+        jfi.Engine(net, images, labels[:, :2], net.sites, criterion="tokens:last")
+
+
+def test_bounds_of_many_outputs_take_little_memory():
+    """Affine in a few features, as the end of a decoder: rows of 5,000 scores, some at a time."""
+    features, shape = 16, (50, 50, 2)
+    rng = np.random.default_rng(0)
+    params = {
+        "a": rng.normal(size=(5, features)), "b": rng.normal(size=(features, int(np.prod(shape))))
+    }  # fmt: skip
+    params = {name: value.astype(np.float32) for name, value in params.items()}
+
+    def apply(params, x):
+        return (jax.nn.relu(x @ params["a"]) @ params["b"]).reshape(-1, *shape)
+
+    images = rng.normal(size=(2, 5)).astype(np.float32)
+    net = jfi.network(apply, params, images[0])
+    engine = jfi.Engine(net, images, None, net.sites, criterion="pixels:0.05", loop=False)
+    scores = section(net.program, certify.features(net.program))
+    by = engine.by.constraints
+
+    def weights(images):
+        env = run(net.program, net.leaves, images)
+        return certify._weights(scores, env, jnp.float32(1e-3), by)
+
+    used = jax.jit(weights).lower(images[:1]).compile().memory_analysis().temp_size_in_bytes
+    assert used < 64 << 20  # the identity of all scores alone is 100 MB
+    cost, certain = weights(images[:1])
+    found = by(engine.golden.logits[0])
+    index, weight, slack = (np.asarray(x, np.float64) for x in found)
+    moved = weight[:, :1] * params["b"].T[index[:, 0].astype(int)]
+    moved += weight[:, 1:] * params["b"].T[index[:, 1].astype(int)]
+    left = np.maximum(slack - 1e-3, 1e-30)
+    kept = slack > 1e-3
+    wanted = (np.abs(moved)[kept] / left[kept, None]).max(0)
+    np.testing.assert_allclose(np.ravel(cost), wanted, rtol=1e-3)
+    assert bool(certain) == kept.all()
+
+
 def test_labels_of_many_kinds_and_accuracy():
     apply, params, images = network((3,), "sigmoid")
     net = jfi.network(apply, params, images[0])
@@ -334,6 +385,41 @@ def test_labels_of_many_kinds_and_accuracy():
     assert engine.criterion.text == "threshold" and engine.accuracy == 1
     with pytest.raises(InputError, match=r"returns float32.B, 1.: say what is critical"):
         jfi.Engine(net, images, None, net.sites)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [("top1", (4,), True), ("tokens:any", (3, 5), True), ("top_k:2", (4,), False),
+     ("pixels:0.2", (3, 4, 3), False), ("tolerance:0.2", (3,), False)],
+)  # fmt: skip
+def test_what_is_correct_is_told_where_it_is_known(name, shape, told):
+    """A certificate of some criteria lets the answer change: `critical` says nothing of it then."""
+    apply, params, images = network(shape)
+    net = jfi.network(apply, params, images[0])
+    faults = faults_of(FaultSpace(net.sites, FAULT_MODELS["flip"]))
+    golden, found = naive(apply, params, images, net.sites, faults)
+    if name.startswith("tolerance"):
+        labels = golden + np.float32(0.15)
+        right = (np.abs(found - labels) <= np.float32(0.2)).all(-1)
+    elif name == "top_k:2":
+        labels = golden.argsort(-1)[:, -2]
+        right = (labels[:, None] == found.argsort(-1)[..., -2:]).any(-1)
+    else:
+        labels = golden.argmax(-1)
+        right = (found.argmax(-1) == labels).reshape(*found.shape[:2], -1).all(-1)
+    sites = net.sites
+    engine = jfi.Engine(net, images, labels, sites, criterion=name, loop=False)
+    assert engine.accuracy == 1
+    exact = np.isfinite(found.reshape(*right.shape, -1)).all((1, 2))
+    assert (engine.run(faults, "full").correct == right.sum(1))[exact].mean() > 0.99
+    engine.make_radii()
+    quick = engine.run(faults, "critical")
+    assert quick.certified.sum() > 0 and (quick.correct is not None) == told
+    if told:
+        assert (quick.correct == right.sum(1))[exact].mean() > 0.99
+    # Without labels a criterion that has no answers knows of none that are correct.
+    bare = jfi.Engine(net, images, None, sites, criterion=name)
+    assert (bare.run(faults, "full").correct is None) == name.startswith("tolerance")
 
 
 @pytest.mark.parametrize(

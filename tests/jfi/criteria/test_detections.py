@@ -132,3 +132,21 @@ def test_a_detector_from_the_engine():
     told = engine.run(faults, "full")
     assert 0.02 < (told.critical > 0).mean() < 0.95
     assert (told.non_finite <= told.critical).all()  # what is not finite is no object
+
+
+def test_many_anchors_take_little_memory():
+    """As many as SSD300 has, without suppression: no overlaps of all with all."""
+    anchors = 8732
+    form = forms.outputs({"boxes": jnp.zeros((1, anchors, 4)), "scores": jnp.zeros((1, anchors))})
+    critical = names.parse("detections").judge(form).critical
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 50, (anchors, 2))
+    boxes = np.concatenate([low, low + rng.uniform(5, 40, (anchors, 2))], 1)
+    scores = np.where(np.arange(anchors) % 1000 == 7, 0.9, 0.1)
+    golden = np.concatenate([boxes.ravel(), scores]).astype(np.float32)
+    faulty = np.stack([golden] * 3)
+    faulty[1, 4 * 7 + 2 * np.arange(2)] += 60  # the box of an object, moved away
+    faulty[2, 4 * anchors + 8] = 0.8  # a new one
+    run = jax.jit(jax.vmap(critical, (None, 0))).lower(golden, faulty).compile()
+    assert run.memory_analysis().temp_size_in_bytes < 16 << 20
+    assert run(golden, faulty).tolist() == [False, True, True]
