@@ -239,7 +239,7 @@ def write(
     meta = {**config, **_meta(chosen, engine, records.read_manifest(parts), summary["run"])}
     words = (bits.to_bits(engine.network.values(site)).ravel() for site in chosen)
     if engine.is_labelled:
-        meta["golden_correct"] = int((engine.golden.top1 == engine.labels).sum())
+        meta["golden_correct"] = round(engine.accuracy * len(engine.images))
     correct = collect(parts, chosen, "correct") if engine.is_labelled else None
     truth = Truth(meta, chosen, collect(parts, chosen), tuple(words), correct)
     save(out, truth)
