@@ -202,7 +202,7 @@ def tokens(position: str = "any") -> Criterion:
     """Critical where the highest of the scores [B, T, V] is another token at a position.
 
     Args:
-      position: `any` of them, or the `last`.
+      position: `any` of them, or the `last`; labels are then of the last, [B], or of all, [B, T].
 
     Raises:
       InputError: another position.
@@ -212,7 +212,17 @@ def tokens(position: str = "any") -> Criterion:
     text = f"tokens:{position}"
     seen = (lambda rows: rows[-1:]) if position == "last" else (lambda rows: rows)
     meaning = f"changes the top-1 token at {'the last' if position == 'last' else 'a'} position"
-    return of_each(text, lambda array, link: _answers(array, link, text, 2, seen), meaning)
+
+    def judge(array: Output, link: str) -> Judgement:
+        own = _answers(array, link, text, 2, seen)
+
+        def check_labels(labels, images):
+            each = np.shape(labels) == (images, *array.shape[:1]) and position == "last"
+            return own.check_labels(np.asarray(labels)[:, -1] if each else labels, images)
+
+        return own._replace(check_labels=check_labels)
+
+    return of_each(text, judge, meaning)
 
 
 def pixels(share: float = 0.0) -> Criterion:
