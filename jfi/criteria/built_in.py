@@ -202,7 +202,7 @@ def tokens(position: str = "any") -> Criterion:
     """Critical where the highest of the scores [B, T, V] is another token at a position.
 
     Args:
-      position: `any` of them, or the `last`; labels are then of the last, [B], or of all, [B, T].
+      position: `any` of them, or the `last`. Labels are [B, T]; of the last one [B] too.
 
     Raises:
       InputError: another position.
@@ -210,19 +210,20 @@ def tokens(position: str = "any") -> Criterion:
     if position not in ("any", "last"):
         raise InputError(f"position is {kind(position)}; it must be 'any' or 'last'")
     text = f"tokens:{position}"
-    seen = (lambda rows: rows[-1:]) if position == "last" else (lambda rows: rows)
-    meaning = f"changes the top-1 token at {'the last' if position == 'last' else 'a'} position"
+    if position == "any":
+        meaning = "changes the top-1 token at a position"
+        return of_each(text, lambda array, link: _answers(array, link, text, 2), meaning)
 
     def judge(array: Output, link: str) -> Judgement:
-        own = _answers(array, link, text, 2, seen)
+        own = _answers(array, link, text, 2, lambda rows: rows[-1:])
 
         def check_labels(labels, images):
-            each = np.shape(labels) == (images, *array.shape[:1]) and position == "last"
-            return own.check_labels(np.asarray(labels)[:, -1] if each else labels, images)
+            every = labels.shape == (images, *array.shape[:-1])
+            return own.check_labels(labels[:, -1] if every else labels, images)
 
         return own._replace(check_labels=check_labels)
 
-    return of_each(text, judge, meaning)
+    return of_each(text, judge, "changes the top-1 token at the last position")
 
 
 def pixels(share: float = 0.0) -> Criterion:
