@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nets import lenet, mobilenet, resnet, resnet9, resnet18, spiking, vgg
+from nets import lenet, mobilenet, resnet, resnet9, resnet18, spiking, transformer, vgg
 from nets.net import (
     Net,
     NetError,
@@ -57,6 +57,8 @@ REGISTRY = (
     | {"resnet9": Entry(resnet9.build, CIFAR), "resnet18": Entry(resnet18.build, CIFAR)}
     | {f"vgg{n}": Entry(partial(vgg.build, n), CIFAR) for n in vgg.STAGES}
     | {"mobilenetv2": Entry(mobilenet.build, CIFAR)}
+    | {"vit": Entry(transformer.build_vit, (28, 28, 1))}
+    | {"gpt": Entry(transformer.build_gpt, (32,), len(transformer.CHARACTERS), ("characters",))}
     | _spiking(spiking.build_dense, "snn_nmnist", (20,), NMNIST, 10)
     | _spiking(spiking.build_dense, "snn_nmnist500", (500,), NMNIST, 10)
     | _spiking(spiking.build_recurrent, "snn_shd", 200, (100, 700), 20)
@@ -78,8 +80,8 @@ def build(
     """The net of that name, computing in `dtype` with parameters of `dtype`.
 
     `input_shape` is that of one input: an image (H, W, C); of a spiking net frames (T, H, W, P) or
-    a train (T, channels), T being any number of time steps. Where it or `num_classes` isn't given,
-    it is the net's usual one.
+    a train (T, channels), T being any number of time steps; of gpt a text (T,). Where it or
+    `num_classes` isn't given, it is the net's usual one.
     Raises NetError for an unknown name, a shape the net isn't made for, or a type that isn't one
     of floating point.
     """

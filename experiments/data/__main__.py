@@ -1,7 +1,8 @@
 """Data sets, and preparing them.
 
-Sets known by name: `digits` ships with scikit-learn (1,797 images of 8x8); `mnist` and `cifar10`
-are read as tensorflow-datasets prepared them, with no network access; `nmnist`, `shd` and
+Sets known by name: `digits` ships with scikit-learn (1,797 images of 8x8), `text` with Python (its
+reference of the language, 32 characters a text, each told by the next; for --net=gpt); `mnist` and
+`cifar10` are read as tensorflow-datasets prepared them, with no network access; `nmnist`, `shd` and
 `dvs128gesture` are recordings of events in the folder --data_dir (experiments.data.events says
 which files), read and binned into frames by tonic (pip install 'jfi[events]'). Anything else is a
 .npz file with x_test and y_test, and x_train and y_train for training: images [B, H, W, C] or

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.data import events
 from jfi.errors import InputError
+from nets.transformer import CHARACTERS
 
 PREPARED = ("mnist", "cifar10")
 DATA_DIR = "~/tensorflow_datasets"
@@ -27,13 +28,17 @@ MNIST_FILES = {
     "x_test": "t10k-images-idx3-ubyte.gz",
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
+# Of `text`: characters of one text, those from one text to the next, and the share of the whole,
+# at its end, that is kept for testing.
+LENGTH, STRIDE, HELD_OUT = 32, 8, 0.1
 FRAMES = "frames"  # names the array that tells frames of events from images, and their binning
 
 
 class Dataset(NamedTuple):
     """Images float32 in [0, 1], [B, H, W, C], not normalised; labels int32 [B] from 0.
 
-    Of a set of events, counts float32 [B, T, H, W, P] or [B, T, channels] in place of images.
+    Of a set of events, counts float32 [B, T, H, W, P] or [B, T, channels] in place of images; of
+    `text`, characters float32 [B, T], and as labels int32 [B, T] the one after each.
 
     The training half is None where there is none or it wasn't asked for.
     """
@@ -57,7 +62,7 @@ class Inputs(NamedTuple):
 
 def names() -> tuple[str, ...]:
     """Data sets known by name; `load` also takes the path of a .npz file."""
-    return ("digits", *PREPARED, *events.SOURCES)
+    return ("digits", "text", *PREPARED, *events.SOURCES)
 
 
 def load(
@@ -81,6 +86,8 @@ def load(
     """
     name = os.fspath(name)
     splits = ("train", "test") if train else ("test",)
+    if name == "text":
+        return _text(train)
     if name == "digits":
         arrays = _digits()
     elif name in PREPARED:
@@ -227,6 +234,25 @@ def _digits() -> dict[str, np.ndarray]:
         "x_test": images[DIGITS_TRAIN:],
         "y_test": labels[DIGITS_TRAIN:],
     }
+
+
+def _text(train: bool) -> Dataset:
+    """The reference of the language that Python's own `help` shows, cut into short texts.
+
+    Its first nine tenths are for training, the rest for testing; another release of Python has
+    another text. Characters are numbered as in `nets.transformer.CHARACTERS`, others are blanks.
+    """
+    from pydoc_data.topics import topics
+
+    whole = "".join(topics[name] for name in sorted(topics))
+    known = {character: number for number, character in enumerate(CHARACTERS)}
+    numbers = np.array([known.get(character, known[" "]) for character in whole], np.int32)
+    border = round(len(numbers) * (1 - HELD_OUT))
+    halves = []
+    for half, step in ((numbers[:border], STRIDE), (numbers[border:], LENGTH)):
+        texts = np.lib.stride_tricks.sliding_window_view(half, LENGTH + 1)[::step]
+        halves.append((texts[:, :-1].astype(np.float32), texts[:, 1:].copy()))
+    return Dataset("text", *(halves[0] if train else (None, None)), *halves[1])
 
 
 def _prepared(

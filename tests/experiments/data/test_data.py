@@ -11,6 +11,7 @@ import pytest
 
 from experiments.data import sets
 from jfi.errors import InputError
+from nets.transformer import CHARACTERS
 
 MNIST = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "mnist"
 IMAGES = np.arange(4 * 5 * 5, dtype=np.uint8).reshape(4, 5, 5)
@@ -166,10 +167,27 @@ def test_files_that_are_no_npz(tmp_path, damage):
 
 
 def test_unknown_and_missing_sets(tmp_path):
-    with pytest.raises(InputError, match=r"'svhn' is unknown; known are digits, mnist, cifar10"):
+    with pytest.raises(InputError, match=r"known are digits, text, mnist, cifar10"):
         sets.load("svhn")
     with pytest.raises(InputError, match="no such file"):
         sets.load(tmp_path / "none.npz")
+
+
+def test_text_is_told_by_its_next_characters():
+    dataset = sets.load("text")
+    assert dataset.x_train.shape[1:] == dataset.x_test.shape[1:] == (sets.LENGTH,)
+    for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):
+        assert (x[:, 1:] == y[:, :-1]).all()
+        assert min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) < len(CHARACTERS)
+    # Each half runs on from one text to the next, and they have none in common.
+    step = sets.STRIDE
+    assert (dataset.x_train[1, :-step] == dataset.x_train[0, step:]).all()
+    assert (dataset.x_test[1:, 0] == dataset.y_test[:-1, -1]).all()
+    first = "".join(CHARACTERS[int(n)] for n in dataset.x_train[0])
+    assert first.isprintable() or "\n" in first
+    train = {row.tobytes() for row in dataset.x_train}
+    assert sum(row.tobytes() in train for row in dataset.x_test) < 0.01 * len(dataset.x_test)
+    assert sets.load("text", train=False).x_train is None
 
 
 def test_labels_beyond_the_classes_are_named(tmp_path):
