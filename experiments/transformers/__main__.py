@@ -25,6 +25,7 @@ with a few thousand samples, 3% of the flips of FP32 fail, normalisation and exp
 A run that was stopped goes on when started again with the same flags.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,10 @@ from experiments import cli, target
 from experiments.transformers import components, tables
 from experiments.transformers.components import Share
 from jfi.campaign import campaign, rounds
+from jfi.campaign.campaign import Plan
 from jfi.engine.engine import Engine
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS, Site
+from jfi.faults import FAULT_MODELS, FaultSpace, Site
 from jfi.sampling.sampling import SAMPLERS, Request, check
 
 ADAPTIVE = "adaptive_distance"
@@ -60,20 +62,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("per_bit", 96, "Faults of the sign and each exponent bit, a component.", 1)
     flags.DEFINE_integer("per_mantissa_bit", 32, "Faults of each mantissa bit, a component.", 1)
     flags.DEFINE_integer("few", 3000, "Faults of the one sample of the whole network.", 1)
+    flags.DEFINE_bool("each", True, "Run the adaptive sampler on each component alone, too.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
     flags.DEFINE_integer("verify", 100, "Random pairs of each campaign to run again naively.", 0)
     flags.DEFINE_string("out", "runs/transformers", "Folder for records and tables.")
 
 
-class Found(NamedTuple):
-    """Of one component, or of the network: what its campaigns found, and what others would take.
+class Adaptive(NamedTuple):
+    """What the adaptive sampler took of a component, or of all, and what others would inject."""
 
-    sampled, adaptive: summaries of the sample and of the sampler in rounds.
-    planned: faults that each of `PLANNED` injects.
-    """
-
-    sampled: dict[str, Any]
-    adaptive: dict[str, Any]
+    summary: dict[str, Any]
     planned: dict[str, int]
 
 
@@ -88,93 +86,100 @@ def main() -> int | None:
     if under.criterion.text != "top_1":
         name += "_" + under.criterion.text.replace(":", "_")
     out = Path(args.out)
-    whole = {**parts, tables.ALL: under.network.parameters}
-    found = {
-        of: _run(under, of, sites, number + args.seed * len(whole), request, groups, out / name)
-        for number, (of, sites) in enumerate(whole.items())
-    }
-    text, rows = _tables(under, parts, groups, found, request.confidence)
-    (out / f"{name}.md").write_text(text, encoding="utf-8")
-    (out / f"{name}.csv").write_text(rows, encoding="utf-8")
+    runs = Runs(under, under.network.parameters, request, out / name)
+    sizes = {bit: args.per_bit for own in groups.values() for bit in own}
+    sizes |= dict.fromkeys(groups["mantissa"], args.per_mantissa_bit)
+    ids = components.by_bit(runs.space, parts, sizes, args.seed)
+    by_bit = runs.planned("by_bit", components.listed(runs.space, request, ids))
+    one = runs.planned("few", components.simple(runs.space, request, args.few, args.seed))
+    adaptive = {tables.ALL: runs.adaptive(ADAPTIVE)}
+    if args.each:
+        for part, sites in parts.items():
+            alone = Runs(under, sites, request, out / name)
+            adaptive[part] = alone.adaptive(f"{ADAPTIVE}_{part}")
+    shares = tables.shares(
+        components.counts(by_bit, runs.space, parts), [*parts], groups, request.confidence
+    )
+    summaries = [by_bit, one, *(own.summary for own in adaptive.values())]
+    text = "\n\n".join(
+        [
+            _title(under, runs),
+            f"## By component, and by one sample of {one['injections']:,}",
+            tables.by_component(shares, _few(one, runs, parts, request.confidence)),
+            "## By component and bit: critical %",
+            tables.by_bits(shares, groups),
+            f"## Injections for {request.error_margin:.2%} at {request.confidence:.0%}",
+            tables.injections(
+                {part: own.planned for part, own in adaptive.items()},
+                {part: _whole(own.summary) for part, own in adaptive.items()},
+            ),
+            _verified(summaries),
+        ]
+    )
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    (out / f"{name}.csv").write_text(tables.csv(shares), encoding="utf-8")
     print(text)
     print(f"written to {out}")
-    wrong = [s["verify"]["worst"] for s in _summaries(found) if s["verify"]["disagreements"]]
+    wrong = [s["verify"]["worst"] for s in summaries if s["verify"]["disagreements"]]
     return cli.fail(f"verification failed: {wrong[0]}") if wrong else None
 
 
-def _dtype(sites: tuple[Site, ...]) -> np.dtype:
+class Runs:
+    """Campaigns on some sites of what is under test, recorded in a folder; they share an engine."""
+
+    def __init__(self, under: target.Target, sites, request: Request, out: Path):
+        self.space = FaultSpace(sites, FAULT_MODELS[flags.FLAGS.fault_model])
+        self.network, self.request, self.out = under.network, request, out
+        self.engine = Engine(
+            under.network, under.images, under.labels, self.space.sites, criterion=under.criterion
+        )
+
+    def planned(self, name: str, plan: Plan) -> dict[str, Any]:
+        """The summary of a plan's campaign."""
+        return self._run(campaign.run, plan, self.engine, self.out / name)
+
+    def adaptive(self, name: str) -> Adaptive:
+        """The adaptive sampler's campaign, and what samples drawn at once are of."""
+        leaves = self.network.leaves_of(self.space.sites)
+        planned = {
+            sampler: sum(s.injections for s in SAMPLERS[sampler](self.space, leaves, self.request))
+            for sampler in PLANNED
+        }
+        summary = self._run(
+            rounds.run, ADAPTIVE, self.space, self.engine, self.out / name,
+            request=self.request, levels=("network",), seed=flags.FLAGS.seed,
+        )  # fmt: skip
+        return Adaptive(summary, planned)
+
+    def _run(self, run, *args, **options) -> dict[str, Any]:
+        config = {flag: getattr(flags.FLAGS, flag) for flag in CONFIG}
+        with campaign_script.LiveProgress() as progress:
+            return campaign_script.despite_wrong(
+                run, *args, config=config, measure="critical",
+                verify_pairs=flags.FLAGS.verify, progress=progress, **options,
+            )  # fmt: skip
+
+
+def _dtype(sites: Sequence[Site]) -> np.dtype:
     dtypes = {np.dtype(site.dtype) for site in sites}
     if len(dtypes) != 1:
         raise InputError(f"parameters are of {', '.join(map(str, dtypes))}; one type is needed")
     return dtypes.pop()
 
 
-def _run(
-    under: target.Target, name: str, sites, seed: int, request: Request, groups, out: Path
-) -> Found:
-    """The campaigns of one component, or of all. Each has a seed of its own: samples of one seed
-    are of the same places in components of one size, and so not independent."""
-    args = flags.FLAGS
-    if name == tables.ALL:
-        plan = components.simple(sites, args.fault_model, request, args.few, seed)
-    else:
-        sizes = {bit: args.per_bit for own in groups.values() for bit in own}
-        sizes |= dict.fromkeys(groups["mantissa"], args.per_mantissa_bit)
-        plan = components.by_bit(sites, args.fault_model, request, sizes, seed)
-    engine = Engine(
-        under.network, under.images, under.labels, plan.space.sites, criterion=under.criterion
+def _title(under: target.Target, runs: Runs) -> str:
+    words = sum(site.words for site in runs.space.sites)
+    accuracy = "" if under.labels is None else f", accuracy {runs.engine.accuracy:.2%}"
+    return (
+        f"# {under.name} on {under.dataset}: {words:,} words, {runs.space.size:,} faults "
+        f"({flags.FLAGS.fault_model}), {len(under.images)} images{accuracy}\n\n"
+        f"A critical fault {under.criterion.meaning} of an image."
     )
-    config = {flag: getattr(args, flag) for flag in CONFIG}
-    leaves = under.network.leaves_of(sites)
-    planned = {
-        sampler: sum(s.injections for s in SAMPLERS[sampler](plan.space, leaves, request))
-        for sampler in PLANNED
-    }
-    with campaign_script.LiveProgress() as progress:
-        options = {"measure": "critical", "verify_pairs": args.verify, "progress": progress}
-        sampled = campaign_script.despite_wrong(
-            campaign.run, plan, engine, out / name, config, **options
-        )
-        adaptive = campaign_script.despite_wrong(
-            rounds.run, ADAPTIVE, plan.space, engine, out / f"{name}_{ADAPTIVE}", config,
-            request=request, levels=("network",), seed=seed, **options,
-        )  # fmt: skip
-    return Found(sampled, adaptive, planned)
 
 
-def _tables(under: target.Target, parts, groups, found: dict[str, Found], confidence: float):
-    """The text and the CSV file."""
-    args = flags.FLAGS
-    width = sum(map(len, groups.values()))
-    counts = components.counts([found[name].sampled for name in parts], width)
-    shares = tables.shares(counts, [*parts], groups, confidence)
-    one = found[tables.ALL].sampled
-    every = {**parts, tables.ALL: under.network.parameters}
-    few = {name: components.fallen(one, sites, confidence) for name, sites in every.items()}
-    adaptive = {name: _whole(own.adaptive) for name, own in found.items()}
-    planned = {name: own.planned for name, own in found.items()}
-    words = sum(site.words for site in under.network.parameters)
-    accuracy = f"{_accuracy(under):.2%}" if under.labels is not None else "not known"
-    sections = [
-        f"# {under.name} on {under.dataset}: {words:,} words, {args.fault_model} of each bit, "
-        f"{len(under.images)} images, accuracy {accuracy}; critical is what "
-        f"{under.criterion.meaning}",
-        f"## By component, and by one sample of {one['injections']:,}",
-        tables.by_component(shares, few),
-        "## By component and bit: critical %",
-        tables.by_bits(shares, groups),
-        f"## Injections for {args.error_margin:.2%} at {confidence:.0%}",
-        tables.injections(planned, adaptive),
-        _verified(found),
-    ]
-    return "\n\n".join(sections) + "\n", tables.csv(shares)
-
-
-def _accuracy(under: target.Target) -> float:
-    site = under.network.parameters[:1]
-    return Engine(
-        under.network, under.images, under.labels, site, criterion=under.criterion
-    ).accuracy
+def _few(summary, runs: Runs, parts, confidence: float) -> dict[str, Share | None]:
+    every = {**parts, tables.ALL: runs.space.sites}
+    return {name: components.fallen(summary, own, confidence) for name, own in every.items()}
 
 
 def _whole(summary: dict[str, Any]) -> Share:
@@ -183,15 +188,10 @@ def _whole(summary: dict[str, Any]) -> Share:
     return Share(*(unit[name] for name in Share._fields))
 
 
-def _summaries(found: dict[str, Found]) -> list[dict[str, Any]]:
-    return [s for own in found.values() for s in (own.sampled, own.adaptive)]
-
-
-def _verified(found: dict[str, Found]) -> str:
+def _verified(summaries: Sequence[dict[str, Any]]) -> str:
     keys = ("pairs", "agreements", "near_ties", "disagreements")
-    pairs, agree, ties, wrong = (sum(s["verify"][key] for s in _summaries(found)) for key in keys)
-    faults = sum(s["run"]["faults"] for s in _summaries(found))
-    seconds = sum(s["run"]["seconds"] for s in _summaries(found))
+    pairs, agree, ties, wrong = (sum(s["verify"][key] for s in summaries) for key in keys)
+    faults, seconds = (sum(s["run"][key] for s in summaries) for key in ("faults", "seconds"))
     return (
         f"Of {pairs:,} pairs run again naively {agree:,} agree, {ties:,} are near-ties, {wrong:,} "
         f"disagree. This call ran {faults:,} faults in {seconds:,.0f} s."

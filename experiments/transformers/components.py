@@ -15,10 +15,10 @@ import numpy as np
 
 from jfi.campaign.campaign import Plan
 from jfi.errors import InputError
-from jfi.faults import FAULT_MODELS, FaultSpace, Site
+from jfi.faults import FaultSpace, Site
 from jfi.networks.sites import Network
 from jfi.sampling import estimates
-from jfi.sampling.sampling import Request, Stratum
+from jfi.sampling.sampling import Request, Sample, Stratum
 
 # Regular expressions of the sites' whole names. Each site must be of one of them.
 COMPONENTS = {
@@ -31,6 +31,9 @@ COMPONENTS = {
     "norms": r"(.*/)?norm\d*/.*",
     "head": r"head/.*",
 }
+
+
+Parts = Mapping[str, Sequence[Site]]  # the sites of each component
 
 
 class Counts(NamedTuple):
@@ -82,37 +85,51 @@ def fields(dtype: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def by_bit(
-    sites: Sequence[Site], fault_model: str, request: Request, sizes: Mapping[int, int], seed: int
-) -> Plan:
-    """A simple random sample of each bit over all these sites; `sizes` has how many of a bit.
+def by_bit(space: FaultSpace, parts: Parts, sizes: Mapping[int, int], seed: int) -> np.ndarray:
+    """Ids int64 [n] of a simple random sample of each bit over all sites of each component.
 
-    Samples of one seed are of the same places in components of one size, and so not independent:
-    give each component its own.
+    Args:
+      space: of all the sites.
+      sizes: how many of each bit, or all there are.
     """
-    space = FaultSpace(sites, FAULT_MODELS[fault_model])
-    strata = []
-    for bit in space.bits:
-        there = space.stratum_size(bit=bit)
-        strata.append(Stratum(None, bit, there, min(there, sizes[bit]), 0.5))
-    return Plan(space, request, tuple(strata), space.cells, seed)
+    number = {site: k for k, site in enumerate(space.sites)}
+    found = []
+    for rank, sites in enumerate(parts.values()):
+        own = FaultSpace(sites, space.polarities)
+        there = {bit: own.stratum_size(bit=bit) for bit in own.bits}
+        strata = [Stratum(None, bit, n, min(n, sizes[bit]), 0.5) for bit, n in there.items()]
+        # A seed of its own: those of one seed are of the same places in components of one size.
+        sample = Sample(own, strata, seed * len(parts) + rank)
+        faults = own.decode(sample.ids(0, sample.size))
+        site = np.array([number[site] for site in sites], np.int32)[faults.site]
+        found.append(space.encode(faults._replace(site=site)))
+    return np.concatenate(found)
 
 
-def simple(sites: Sequence[Site], fault_model: str, request: Request, n: int, seed: int) -> Plan:
-    """A simple random sample of n faults of all these sites, or all there are."""
-    space = FaultSpace(sites, FAULT_MODELS[fault_model])
-    stratum = Stratum(None, None, space.size, min(n, space.size), 0.5)
-    return Plan(space, request, (stratum,), space.cells, seed)
+def listed(space: FaultSpace, request: Request, ids: np.ndarray) -> Plan:
+    """The plan that injects exactly these faults."""
+    faults, population = space.decode(ids), np.zeros_like(space.cells)
+    np.add.at(population, (faults.site, faults.bit), 1)
+    strata = (Stratum(None, None, ids.size, ids.size, 0.5),)
+    return Plan(space, request, strata, population, listed=ids)
 
 
-def counts(summaries: Sequence[Mapping[str, Any]], width: int) -> Counts:
-    """The counts of campaigns of `by_bit`, one a component, from their summaries."""
-    found = np.zeros((3, len(summaries), width), np.int64)
-    for row, summary in enumerate(summaries):
-        for unit in summary["estimates"]:
-            if unit["level"] == "bit":
-                own = (unit[name] for name in Counts._fields)
-                found[:, row, unit["bit"]] = [*own]
+def simple(space: FaultSpace, request: Request, n: int, seed: int) -> Plan:
+    """A simple random sample of n faults of all sites, or all there are."""
+    strata = (Stratum(None, None, space.size, min(n, space.size), 0.5),)
+    return Plan(space, request, strata, space.cells, seed)
+
+
+def counts(summary: Mapping[str, Any], space: FaultSpace, parts: Parts) -> Counts:
+    """The counts of a campaign of `by_bit`, from its summary."""
+    rows = {site.name: row for row, sites in enumerate(parts.values()) for site in sites}
+    component = [rows[site.name] for site in space.sites]
+    found = np.zeros((3, len(parts), space.cells.shape[1]), np.int64)
+    np.add.at(found[0], component, space.cells)
+    for unit in summary["estimates"]:
+        if unit["level"] == "layer_bit":
+            drawn = unit["injections"], unit["critical"]
+            found[1:, rows[unit["site"]], unit["bit"]] += drawn
     return Counts(*found)
 
 

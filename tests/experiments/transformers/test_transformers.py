@@ -14,7 +14,7 @@ from experiments.transformers import components, tables
 from jfi import bits
 from jfi.criteria import built_in
 from jfi.errors import InputError
-from jfi.faults import Site
+from jfi.faults import FAULT_MODELS, Site
 from nets import transformer
 
 SHAPES = {"vit": (8, 8, 1), "gpt": (6,)}
@@ -65,17 +65,44 @@ def test_fields_of_a_word():
     assert of16["mantissa"] == tuple(range(7))
 
 
-def test_a_sample_by_bit_is_over_all_sites_together():
-    sites = [Site("a", (30,), np.dtype("f4")), Site("b", (70,), np.dtype("f4"))]
+def test_a_sample_by_bit_is_over_all_sites_of_a_component():
+    sites = [
+        Site(name, (words,), np.dtype("f4"))
+        for name, words in zip("abc", (30, 70, 100), strict=True)
+    ]
+    space = jfi.FaultSpace(sites, FAULT_MODELS["flip"])
+    parts = {"first": sites[:2][::-1], "second": sites[2:]}
     sizes = {bit: 20 if bit > 22 else 5 for bit in range(32)}
-    plan = components.by_bit(sites, "flip", REQUEST, sizes, 3)
-    faults = plan.space.decode(jfi.campaign.campaign.drawn(plan)(0, plan.injections))
-    assert np.bincount(faults.bit).tolist() == [*sizes.values()]
-    assert np.unique(np.stack(faults[:3]), axis=1).shape[1] == plan.injections
-    # A third of the words are in the first site.
-    assert 0.2 < (faults.site == 0).mean() < 0.4
-    all_of_them = dict.fromkeys(range(32), 999)
-    assert components.by_bit(sites, "flip", REQUEST, all_of_them, 0).injections == 3200
+    ids = components.by_bit(space, parts, sizes, 3)
+    faults = space.decode(ids)
+    assert np.unique(ids).size == ids.size == 2 * sum(sizes.values())
+    first = faults.site < 2
+    for own in (first, ~first):
+        assert np.bincount(faults.bit[own]).tolist() == [*sizes.values()]
+    assert 0.2 < (faults.site[first] == 0).mean() < 0.4  # a third of the words
+    # Components of one size have samples of their own.
+    assert (faults.index[~first] != (faults.index + 70 * (faults.site == 0))[first]).any()
+    plan = components.listed(space, REQUEST, ids)
+    assert (plan.injections, plan.population.sum()) == (ids.size, ids.size)
+    whole = components.by_bit(space, parts, dict.fromkeys(range(32), 999), 0)
+    assert sorted(whole) == [*range(space.size)]
+
+
+def test_counts_are_of_components():
+    sites = [
+        Site(name, (words,), np.dtype("f4"))
+        for name, words in zip("abc", (30, 70, 100), strict=True)
+    ]
+    space = jfi.FaultSpace(sites, FAULT_MODELS["flip"])
+    drawn = (("a", 3, 5, 1), ("b", 3, 6, 2), ("c", 3, 7, 3), ("c", 4, 8, 4))
+    names = ("site", "bit", "injections", "critical")
+    units = [{"level": "layer_bit", **dict(zip(names, row, strict=True))} for row in drawn]
+    summary = {"estimates": [{"level": "network"}, *units]}
+    found = components.counts(summary, space, {"x": sites[::2], "y": sites[1:2]})
+    assert (found.population == [[130], [70]]).all()
+    assert found.injections[:, 3:5].tolist() == [[12, 8], [6, 0]]
+    assert found.critical[:, 3:5].tolist() == [[4, 4], [2, 0]]
+    assert (found.injections.sum(), found.critical.sum()) == (26, 10)
 
 
 def test_shares_of_unions_are_unbiased_and_their_intervals_hold():
@@ -133,7 +160,7 @@ def test_the_script_tells_what_naive_runs_do(script, tiny, tmp_path):
     command = (
         "--net=vit", f"--dataset={tmp_path}/made.npz", f"--weights={tmp_path}/w.safetensors",
         "--few=200", "--error_margin=0.1", "--per_bit=100", "--per_mantissa_bit=100",
-        "--verify=20", f"--out={tmp_path}/out",
+        "--verify=20", "--noeach", f"--out={tmp_path}/out",
     )  # fmt: skip
     ended = script(transformers, *command)
     assert ended.status == 0, ended.err
