@@ -232,7 +232,7 @@ def test_the_script_trains_asks_and_prints_one_table(script, trained, tmp_path):
         share, low, high = map(float, re.findall(r"([\d.]+)%", row[3]))
         assert low <= share <= high
     summary = json.loads((tmp_path / "regressor_tolerance_10" / "summary.json").read_text())
-    assert rows[0][5] == f"{summary['estimates'][0]['injections']:,}"
+    assert rows[0][6] == f"{summary['estimates'][0]['injections']:,}"
     # What is done is not done again.
     ended = script(questions, *flags)
     assert ended.status == 0 and text in ended.out and "steps in" not in ended.out
