@@ -308,7 +308,7 @@ def run(
       OSError: a write failed; what was recorded before stays.
     """
     engine.check_measure(measure)
-    estimands.check(plan.estimate, measure, engine.is_labelled)
+    check_estimate(plan.estimate, measure, engine)
     own = identity(plan, engine, measure)
     path = records.open_workdir(workdir, manifest(plan, engine, config, own, workload))
     made_by = records.hash_json(own)
@@ -453,6 +453,18 @@ class Tally:
         injections, total, squares = self.sums
         parts = self.estimand.parts
         return Sums(injections, total / parts, squares / parts**2, self.estimand.unchanged)
+
+
+def check_estimate(name: str, measure: str, engine: Engine) -> None:
+    """Raises InputError for an estimate that the measure does not tell of this engine."""
+    estimands.check(name, measure, engine.is_labelled)
+    if name == estimands.ACCURACY and not engine.tells_correct(measure):
+        told = engine.by.correct is not None
+        raise InputError(
+            f"estimate 'accuracy': with criterion {engine.criterion.text} the measure {measure!r} "
+            "does not tell which answers are right; "
+            + ("take the measure 'full'" if told else "estimate 'pairs'")
+        )
 
 
 def golden_accuracy(engine: Engine) -> float | None:

@@ -132,7 +132,7 @@ def run(
     """
     campaign.check_name("sampler", name, METHODS)
     engine.check_measure(measure)
-    estimands.check(estimate, measure, engine.is_labelled)
+    campaign.check_estimate(estimate, measure, engine)
     methods.units(space, levels)
     plan = Plan(space, check(request or Request()), (), space.cells, seed, estimate=estimate)
     own = campaign.identity(plan, engine, measure, name, levels=list(levels))

@@ -422,6 +422,18 @@ def test_what_is_correct_is_told_where_it_is_known(name, shape, told):
     assert (bare.run(faults, "full").correct is None) == name.startswith("tolerance")
 
 
+def test_accuracy_is_estimated_where_it_is_told(tmp_path):
+    """A certificate of top_k says nothing of the label's own rank."""
+    apply, params, images = network((5,))
+    labels = np.asarray(apply(params, images)).argmax(-1)
+    study = jfi.study((apply, params), images, labels, criterion="top_k:2", name="net")
+    asked = {"sampler": "network_wise", "error_margin": 0.1, "progress": False, "verify": 0}
+    with pytest.raises(InputError, match="with criterion top_k:2 the measure 'critical' does not"):
+        study.run(estimate="accuracy", workdir=tmp_path / "a", **asked)
+    told = study.run(estimate="accuracy", measure="full", workdir=tmp_path / "b", **asked)
+    assert 0.5 < told.estimates().iloc[0].estimate <= 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
