@@ -1,6 +1,6 @@
 """Transformers by component and bit: the critical share, and how many injections say it.
 
-    python -m experiments.transformers --net=vit --dataset=mnist.npz
+    python -m experiments.transformers --net=vit --dataset=digits
     python -m experiments.transformers --net=gpt --dataset=text --criterion=tokens:last
 
 flip bits of every parameter (kernels, biases, norms, embeddings, positions) of a small ViT and a
@@ -55,7 +55,7 @@ CONFIG = (
 def define_flags() -> None:
     """Flags of this script."""
     target.define_network("vit")
-    target.define_workload("mnist", images=str(IMAGES))
+    target.define_workload(images=str(IMAGES))
     target.define_criterion()
     flags.DEFINE_enum("fault_model", "flip", list(FAULT_MODELS), "Flips, or bits stuck.")
     target.define_request()
