@@ -240,7 +240,9 @@ def _text(train: bool) -> Dataset:
     """The reference of the language that Python's own `help` shows, cut into short texts.
 
     Its first nine tenths are for training, the rest for testing; another release of Python has
-    another text. Characters are numbered as in `nets.transformer.CHARACTERS`, others are blanks.
+    another text. It repeats itself: 18% of the test texts of Python 3.11 are in the training half
+    too, word for word. Characters are numbered as in `nets.transformer.CHARACTERS`, others are
+    blanks.
     """
     from pydoc_data.topics import topics
 

@@ -1,6 +1,6 @@
 """Transformers by component and bit: the critical share, and how many injections say it.
 
-    python -m experiments.transformers --net=vit --dataset=mnist.npz
+    python -m experiments.transformers --net=vit --dataset=digits
     python -m experiments.transformers --net=gpt --dataset=text --criterion=tokens:last
 
 flip bits of every parameter (kernels, biases, norms, embeddings, positions) of a small ViT and a
@@ -55,12 +55,12 @@ CONFIG = (
 def define_flags() -> None:
     """Flags of this script."""
     target.define_network("vit")
-    target.define_workload("mnist", images=str(IMAGES))
+    target.define_workload(images=str(IMAGES))
     target.define_criterion()
     flags.DEFINE_enum("fault_model", "flip", list(FAULT_MODELS), "Flips, or bits stuck.")
     target.define_request()
-    flags.DEFINE_integer("per_bit", 96, "Faults of the sign and each exponent bit, a component.", 1)
-    flags.DEFINE_integer("per_mantissa_bit", 32, "Faults of each mantissa bit, a component.", 1)
+    flags.DEFINE_integer("per_bit", 64, "Faults of the sign and each exponent bit, a component.", 1)
+    flags.DEFINE_integer("per_mantissa_bit", 16, "Faults of each mantissa bit, a component.", 1)
     flags.DEFINE_integer("few", 3000, "Faults of the one sample of the whole network.", 1)
     flags.DEFINE_bool("each", True, "Run the adaptive sampler on each component alone, too.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)

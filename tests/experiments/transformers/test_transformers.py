@@ -112,7 +112,7 @@ def test_shares_of_unions_are_unbiased_and_their_intervals_hold():
     truth = np.array([[2000, 40, 0], [90, 30, 5]])
     injections = np.array([[60, 40, 40], [60, 40, 40]])
     found, held = [], 0
-    for _ in range(400):
+    for _ in range(100):
         drawn = rng.hypergeometric(truth, population - truth, injections)
         one = components.share(
             components.Counts(population, injections, drawn), range(2), range(3), 0.99
@@ -123,7 +123,7 @@ def test_shares_of_unions_are_unbiased_and_their_intervals_hold():
     assert abs(np.mean(found) - share) < 4 * np.std(found) / np.sqrt(len(found))
     # Pooled counts would be far off: the sample has other proportions than the population.
     assert abs((truth / population * injections).sum() / injections.sum() - share) > 0.1
-    assert held >= 390
+    assert held >= 97
 
 
 def test_one_bit_of_a_component_has_the_exact_interval():
@@ -159,7 +159,7 @@ def test_the_script_tells_what_naive_runs_do(script, tiny, tmp_path):
     np.savez(tmp_path / "made.npz", x_test=x, y_test=np.arange(4))
     command = (
         "--net=vit", f"--dataset={tmp_path}/made.npz", f"--weights={tmp_path}/w.safetensors",
-        "--few=200", "--error_margin=0.1", "--per_bit=100", "--per_mantissa_bit=100",
+        "--few=100", "--error_margin=0.2", "--per_bit=50", "--per_mantissa_bit=50",
         "--verify=20", "--noeach", f"--out={tmp_path}/out",
     )  # fmt: skip
     ended = script(transformers, *command)
