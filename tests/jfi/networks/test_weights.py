@@ -476,7 +476,14 @@ def test_the_population_of_an_lstm_by_the_formula():
     assert words == 4 * (2 * HIDDEN + HIDDEN * HIDDEN) + HIDDEN * CLASSES
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The others take half a minute each: by name.
+USUAL = ("OptimizedLSTMCell", "tied embedding")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in MODELS],
+)
 def test_faults_in_weights_of_a_framework_are_judged_as_naive_runs_have_them(name):
     network, x = adopted(name)
     chosen = jfi.select(network, MODELS[name][2])
