@@ -296,7 +296,14 @@ def agrees(network, x, sites, step, loop):
 
 
 # An odd number of bits apart: all bits of a word take part. Side by side, and whole networks.
-@pytest.mark.parametrize("net", WEIGHTS, ids=lambda net: net.__name__)
+# One in three in the usual run, all with -m "slow or not slow".
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(net, id=net.__name__, marks=pytest.mark.slow if k % 3 else [])
+        for k, net in enumerate(WEIGHTS)
+    ],
+)
 def test_faults_in_weights_laid_out_anew_are_judged_as_naive_runs_have_them(net):
     network = read(net)
     laid_out = [s for s in jfi.select(network) if s.name != "out"] or network.sites
